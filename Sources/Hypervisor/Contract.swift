@@ -1,0 +1,152 @@
+public import CHost
+public import X86
+
+/// What either engine can fail with, in KVM's terms: the call and the errno that KVM would return for it.
+public struct HypervisorError: Error, Equatable, CustomStringConvertible {
+    public var operation: String
+    public var errorNumber: Int32
+    public var detail: String
+
+    public init(_ operation: String, errorNumber: Int32, detail: String = "") {
+        self.operation = operation
+        self.errorNumber = errorNumber
+        self.detail = detail
+    }
+
+    public var description: String {
+        detail.isEmpty ? "\(operation) failed (errno \(errorNumber))" : "\(operation) failed: \(detail)"
+    }
+}
+
+/// `/dev/kvm` itself (KVM API §4, "System ioctls").
+public protocol HypervisorSystem: Sendable {
+    /// What `--verbose` calls this engine: `kvm` or `soft`.
+    var name: String { get }
+
+    /// KVM_GET_SUPPORTED_CPUID: the leaves that this engine can give a guest, KVM's paravirtual leaves included.
+    func supportedCPUID() throws(HypervisorError) -> [kvm_cpuid_entry2]
+
+    /// KVM_CREATE_VM.
+    func createVirtualMachine() throws(HypervisorError) -> any VirtualMachine
+}
+
+/// A VM descriptor (KVM API §4, "VM ioctls"). All methods may be called from any thread.
+public protocol VirtualMachine: AnyObject, Sendable {
+    /// KVM_SET_USER_MEMORY_REGION. A size of 0 deletes the slot. The host memory must outlive the VM.
+    func setUserMemoryRegion(_ region: kvm_userspace_memory_region) throws(HypervisorError)
+
+    /// KVM_GET_DIRTY_LOG: one bit for each page of the slot, cleared by the call.
+    func dirtyLog(slot: UInt32) throws(HypervisorError) -> [UInt64]
+
+    /// KVM_SET_TSS_ADDR and KVM_SET_IDENTITY_MAP_ADDR: three pages and one page below 4 GiB that hold no RAM.
+    func setTSSAddress(_ address: UInt32) throws(HypervisorError)
+    func setIdentityMapAddress(_ address: UInt64) throws(HypervisorError)
+
+    /// KVM_CREATE_IRQCHIP: local APICs, I/O APIC (GSI 0–23) and the PIC pair (GSI 0–15), wired as on a PC.
+    func createIRQChip() throws(HypervisorError)
+
+    /// KVM_CREATE_PIT2. With `speakerDummy`, port 0x61 is handled by the engine too.
+    func createPIT(speakerDummy: Bool) throws(HypervisorError)
+
+    /// KVM_CREATE_VCPU. The initial APIC ID is `id`.
+    func createVirtualCPU(id: Int) throws(HypervisorError) -> any VirtualCPU
+
+    /// KVM_IRQ_LINE.
+    func setIRQLine(_ gsi: GSI, level: Bool) throws(HypervisorError)
+
+    /// KVM_SIGNAL_MSI.
+    func signalMSI(_ message: kvm_msi) throws(HypervisorError)
+
+    /// KVM_GET_IRQCHIP / KVM_SET_IRQCHIP, KVM_GET_PIT2 / KVM_SET_PIT2, KVM_GET_CLOCK / KVM_SET_CLOCK.
+    func irqChip(id: UInt32) throws(HypervisorError) -> kvm_irqchip
+    func setIRQChip(_ chip: kvm_irqchip) throws(HypervisorError)
+    func pitState() throws(HypervisorError) -> kvm_pit_state2
+    func setPITState(_ state: kvm_pit_state2) throws(HypervisorError)
+    func clock() throws(HypervisorError) -> kvm_clock_data
+    func setClock(_ clock: kvm_clock_data) throws(HypervisorError)
+}
+
+/// Why KVM_RUN returned (struct kvm_run's exit_reason). Port and memory-mapped accesses are answered before the next
+/// `run()`: reads by `VirtualCPU.setExitData`, writes by `VirtualCPU.exitData`.
+public enum VirtualCPUExit: Equatable, Sendable {
+    /// KVM_EXIT_IO: `count` accesses of `size` (1, 2 or 4) bytes at one port.
+    case io(port: IOPort, size: Int, count: Int, isWrite: Bool)
+    /// KVM_EXIT_MMIO: one access of 1–8 bytes.
+    case mmio(address: GuestPhysicalAddress, size: Int, isWrite: Bool)
+    /// KVM_EXIT_HLT: only without an in-engine irqchip.
+    case halt
+    /// KVM_EXIT_SHUTDOWN: triple fault.
+    case shutdown
+    /// KVM_EXIT_INTR: a signal, or `requestExit()`.
+    case interrupted
+    /// KVM_EXIT_IRQ_WINDOW_OPEN.
+    case interruptWindowOpen
+    /// KVM_EXIT_DEBUG.
+    case debug
+    /// KVM_EXIT_FAIL_ENTRY.
+    case failEntry(reason: UInt64)
+    /// KVM_EXIT_INTERNAL_ERROR: suberror 1 is KVM_INTERNAL_ERROR_EMULATION; `instruction` has the bytes where known.
+    case internalError(suberror: UInt32, instruction: [UInt8])
+    /// KVM_EXIT_SYSTEM_EVENT.
+    case systemEvent(type: UInt32)
+    /// Any other reason, by its number.
+    case other(reason: UInt32)
+}
+
+/// A vCPU descriptor (KVM API §4, "vcpu ioctls"). Everything except `requestExit()` belongs to one thread at a time.
+public protocol VirtualCPU: AnyObject {
+    /// KVM_RUN.
+    func run() throws(HypervisorError) -> VirtualCPUExit
+
+    /// Makes the current or next `run()` return `.interrupted` soon; callable from any thread and signal-safe below.
+    func requestExit()
+
+    /// The data of the last `.io` exit's access number `index`, or of the last `.mmio` exit (index 0), little-endian in
+    /// the low bytes.
+    func exitData(_ index: Int) -> UInt64
+    func setExitData(_ value: UInt64, at index: Int)
+
+    /// KVM_GET_REGS … KVM_SET_MP_STATE, one pair each.
+    func registers() throws(HypervisorError) -> kvm_regs
+    func setRegisters(_ registers: kvm_regs) throws(HypervisorError)
+    func specialRegisters() throws(HypervisorError) -> kvm_sregs
+    func setSpecialRegisters(_ registers: kvm_sregs) throws(HypervisorError)
+    func fpu() throws(HypervisorError) -> kvm_fpu
+    func setFPU(_ fpu: kvm_fpu) throws(HypervisorError)
+    func modelSpecificRegisters(_ indices: [UInt32]) throws(HypervisorError) -> [kvm_msr_entry]
+    func setModelSpecificRegisters(_ entries: [kvm_msr_entry]) throws(HypervisorError)
+    func setCPUID(_ entries: [kvm_cpuid_entry2]) throws(HypervisorError)
+    func localAPIC() throws(HypervisorError) -> kvm_lapic_state
+    func setLocalAPIC(_ state: kvm_lapic_state) throws(HypervisorError)
+    func events() throws(HypervisorError) -> kvm_vcpu_events
+    func setEvents(_ events: kvm_vcpu_events) throws(HypervisorError)
+    func debugRegisters() throws(HypervisorError) -> kvm_debugregs
+    func setDebugRegisters(_ registers: kvm_debugregs) throws(HypervisorError)
+    func multiprocessingState() throws(HypervisorError) -> UInt32
+    func setMultiprocessingState(_ state: UInt32) throws(HypervisorError)
+
+    /// KVM_INTERRUPT: only without an in-engine irqchip.
+    func injectInterrupt(vector: UInt8) throws(HypervisorError)
+    /// kvm_run.request_interrupt_window and kvm_run.ready_for_interrupt_injection.
+    func setInterruptWindowRequested(_ requested: Bool)
+    var isReadyForInterruptInjection: Bool { get }
+
+    /// Statistics and the last exception that the engine delivered, where it can know: for messages, not for logic.
+    var lastException: LastException? { get }
+    var instructionCount: UInt64? { get }
+}
+
+/// The last exception an engine delivered to its guest.
+public struct LastException: Equatable, Sendable {
+    public var vector: UInt8
+    public var errorCode: UInt32?
+    public var rip: UInt64
+    public var cr2: UInt64
+
+    public init(vector: UInt8, errorCode: UInt32?, rip: UInt64, cr2: UInt64) {
+        self.vector = vector
+        self.errorCode = errorCode
+        self.rip = rip
+        self.cr2 = cr2
+    }
+}
