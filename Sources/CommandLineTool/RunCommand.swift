@@ -1,0 +1,107 @@
+internal import ArgumentParser
+internal import Host
+internal import Platform
+internal import VMM
+
+/// `martlet run`: one machine on this terminal.
+struct RunCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "run",
+        abstract: "Boots a machine and connects it to this terminal.",
+        usage: """
+            martlet run [OPTION…]                          a shell in the default guest
+            martlet run [OPTION…] -- COMMAND [ARG…]        one command in the default guest
+            martlet run --kernel FILE [--initrd FILE] [--append STRING] [OPTION…]
+            """,
+        discussion: """
+            EXAMPLES
+              martlet run
+              martlet run -- cat /proc/cpuinfo
+              tar c src | martlet run -- sha256sum
+              martlet run --memory 2G --timeout 5m -- sh -c 'free; exit 3'
+              martlet run --kernel bzImage --initrd rootfs.cpio.gz --append 'console=ttyS0 root=/dev/ram0'
+              martlet run --kernel test.elf --device isa-debug-exit
+
+            KEYS (when standard input is a terminal)
+              Ctrl-A x      switch the machine off and leave
+              Ctrl-A h      show these keys
+              Ctrl-A Ctrl-A send one Ctrl-A to the guest
+
+            EXIT STATUS
+              0        the guest switched itself off, or you left with Ctrl-A x
+              N        with a COMMAND: its own status (126 cannot be executed, 127 not found, 128+N killed by signal N)
+              N        with isa-debug-exit: (value << 1) | 1
+              64       the command line is wrong
+              120      the guest's kernel panicked
+              121      triple fault: the guest's processor shut down
+              122      the engine could not go on (with --accel kvm: try --accel soft)
+              124      --timeout was reached
+              125      Martlet could not start or continue: the line on standard error says why
+              128+N    ended by signal N
+            """)
+
+    @Option(help: "A Linux bzImage or ELF kernel, or a multiboot image, instead of the default guest's kernel.")
+    var kernel: String?
+
+    @Option(help: "The initial RAM disk; for a multiboot image its modules: 'FILE ARGS,FILE ARGS'.")
+    var initrd: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "The kernel's command line; for the default guest it is appended to Martlet's own.", valueName: "string"))
+    var append: String?
+
+    @Option(
+        help: ArgumentHelp("The guest's memory, such as 512M or 2G (default: 512M).", valueName: "size"),
+        transform: MemorySize.parse)
+    var memory = MemorySize(bytes: 512 << 20)
+
+    @Option(
+        help: ArgumentHelp(
+            "The engine: kvm is /dev/kvm, soft needs no hardware support, auto (the default) takes what works here.",
+            valueName: "auto|kvm|soft"),
+        transform: AcceleratorOption.parse)
+    var accel: Accelerator = .auto
+
+    @Option(
+        help: ArgumentHelp("End the machine after this time, such as 30s or 5m.", valueName: "duration"),
+        transform: TimeSpan.parse)
+    var timeout: Duration?
+
+    @Flag(help: "End when the guest restarts, instead of starting it again.")
+    var noReboot = false
+
+    @Option(
+        help: ArgumentHelp("Add a device: isa-debug-exit[,iobase=0xf4,iosize=4].", valueName: "device"),
+        transform: DeviceOption.parse)
+    var device: DebugExitConfiguration?
+
+    @Flag(name: .shortAndLong, help: "Say which engine runs and why, and how long each phase took.")
+    var verbose = false
+
+    @Argument(
+        parsing: .postTerminator,
+        help: "After --: what to run in the default guest, with this process's standard streams.")
+    var command: [String] = []
+
+    func validate() throws {
+        if !command.isEmpty, initrd != nil {
+            throw ValidationError("A COMMAND runs in the default guest's initramfs: leave out --initrd or the COMMAND")
+        }
+        if command.contains(where: { $0.contains("\0") }) {
+            throw ValidationError("The COMMAND has a zero byte in an argument")
+        }
+    }
+
+    func run() throws {
+        let startedAt = HostClock.monotonicNanoseconds
+        let status: ExitStatus
+        do throws(MachineError) {
+            status = try RunSession(self, startedAt: startedAt).run()
+        } catch {
+            Message.error(error.description)
+            throw ExitStatus.martletFailed
+        }
+        if status != .success { throw status }
+    }
+}

@@ -1,0 +1,134 @@
+internal import Host
+internal import Platform
+internal import VMM
+
+/// One `martlet run`, from the parsed options to the exit status.
+struct RunSession {
+    private let options: RunCommand
+    private let startedAt: UInt64
+    private let signals: SignalSource
+
+    /// Takes over the signals first, so that Ctrl-C ends every later phase in order.
+    init(_ options: RunCommand, startedAt: UInt64) throws(MachineError) {
+        self.options = options
+        self.startedAt = startedAt
+        try Self.requireStandardStreams()
+        do {
+            signals = try SignalSource([.interrupt, .terminate, .hangUp, .quit, .continue])
+        } catch {
+            throw MachineError("\(error). Raise the limit of open files (ulimit -n) and try again.")
+        }
+    }
+
+    func run() throws(MachineError) -> ExitStatus {
+        let mode = self.mode
+        let isTyping = mode != .command && BorrowedDescriptor.standardInput.isTerminal
+        let configuration = try machineConfiguration(mode)
+        let engine = try EngineChoice(options.accel)
+        if options.verbose { Message.note("engine \(engine.name): \(engine.reason)") }
+
+        let terminal = isTyping ? try? RawTerminal(.standardInput) : nil
+        defer { terminal?.restore() }
+        let console = ConsoleConfiguration(mode: mode, hasEscapes: isTyping, showsConsole: options.verbose)
+        let session = try MachineSession(
+            configuration, console: console, engine: engine,
+            restarts: !options.noReboot && mode != .command, signals: signals, startedAt: startedAt,
+            deadline: deadline, observer: observer(terminal))
+        let end = try session.run()
+        terminal?.restore()
+        return EndReport(end: end, engineName: engine.name, options: options, isTyping: isTyping).tell()
+    }
+
+    /// A descriptor that is closed would be given to the first file that is opened: never let that be a standard one.
+    private static func requireStandardStreams() throws(MachineError) {
+        var outputIsClosed = false
+        do {
+            while true {
+                let null = try FileDescriptor.open("/dev/null", .readWrite)
+                guard null.rawValue <= 2 else { break }
+                if null.rawValue == 1 { outputIsClosed = true }
+                _ = null.release()
+            }
+        } catch {
+            throw MachineError("\(error). The host's /dev is incomplete; mount it and try again.")
+        }
+        if outputIsClosed {
+            throw MachineError("Standard output is closed. Send it to a file, to a pipe or to /dev/null.")
+        }
+    }
+
+    private var mode: ConsoleConfiguration.Mode {
+        if !options.command.isEmpty { return .command }
+        return options.kernel == nil && options.initrd == nil ? .shell : .console
+    }
+
+    private var deadline: UInt64? {
+        options.timeout.map { timeout in
+            let (seconds, attoseconds) = timeout.components
+            return startedAt &+ UInt64(clamping: seconds) &* 1_000_000_000
+                &+ UInt64(clamping: attoseconds / 1_000_000_000)
+        }
+    }
+
+    // MARK: The machine
+
+    private func machineConfiguration(_ mode: ConsoleConfiguration.Mode) throws(MachineError) -> MachineConfiguration {
+        let guest = DefaultGuest()
+        if options.kernel == nil || mode == .command { try guest.requirePresent() }
+        let kernel = try HostFile(path: options.kernel ?? guest.kernelPath, role: "kernel")
+        return MachineConfiguration(
+            memorySize: options.memory.bytes, kernel: kernel, modules: try modules(mode, guest),
+            commandLine: commandLine(mode), serial: mode == .console ? .console : .defaultGuest,
+            debugExit: options.device)
+    }
+
+    private func modules(
+        _ mode: ConsoleConfiguration.Mode, _ guest: DefaultGuest
+    ) throws(MachineError) -> [BootModule] {
+        if mode != .console {
+            let initramfs = try HostFile(path: guest.initramfsPath, role: "initramfs")
+            return [BootModule(file: JoinedFile(initramfs, followedBy: guestCommand(mode).archive))]
+        }
+        guard let initrd = options.initrd else { return [] }
+        guard !initrd.isEmpty else {
+            throw MachineError("--initrd has an empty file name. Leave the option out to boot without one.")
+        }
+        var result: [BootModule] = []
+        for (path, arguments) in BootModule.split(initrd) {
+            result.append(BootModule(file: try HostFile(path: path, role: "initrd"), arguments: arguments))
+        }
+        return result
+    }
+
+    private func guestCommand(_ mode: ConsoleConfiguration.Mode) -> GuestCommand {
+        let size = TerminalSize(of: .standardOutput) ?? TerminalSize(of: .standardInput)
+        let terminalType = mode == .shell ? environmentVariable("TERM") : nil
+        return GuestCommand(
+            arguments: options.command, terminalType: terminalType, columns: size?.columns ?? 80,
+            rows: size?.rows ?? 24)
+    }
+
+    private func commandLine(_ mode: ConsoleConfiguration.Mode) -> String {
+        guard mode == .console, options.kernel != nil else {
+            return [DefaultGuest.kernelOptions, options.append].compactMap(\.self).joined(separator: " ")
+        }
+        return options.append ?? ""
+    }
+
+    // MARK: What is said on the way
+
+    private func observer(_ terminal: RawTerminal?) -> SessionObserver {
+        // A raw terminal needs its own carriage return.
+        let newline = terminal == nil ? "" : "\r"
+        let verbose = options.verbose
+        return SessionObserver(
+            onPhase: { name, time in
+                if verbose { Message.note("\(EndReport.text(of: time)) \(name)\(newline)") }
+            },
+            onHelp: {
+                let keys = "Ctrl-A x switches the machine off, Ctrl-A h shows this, Ctrl-A Ctrl-A sends Ctrl-A."
+                Message.line("\r\nmartlet: \(keys)\r")
+            },
+            onContinue: { terminal?.reenter() })
+    }
+}

@@ -1,0 +1,135 @@
+internal import CHost
+internal import DeviceModel
+internal import GuestMemory
+internal import Host
+internal import Hypervisor
+internal import Platform
+internal import X86
+
+/// One power-on of a machine, from its memory to its end.
+final class Machine {
+    private let virtualMachine: any VirtualMachine
+    /// Keeps the host memory behind the slots as long as the VM.
+    private let memory: GuestMemory
+    private let board: Board
+    private let boot: BootState
+    private let cpuid: [kvm_cpuid_entry2]
+    private let events: MachineEvents
+    private var thread: VirtualCPUThread?
+
+    /// Builds the board and loads the guest; nothing runs yet. `activity` is signalled when there is news.
+    init(_ configuration: MachineConfiguration, on system: any HypervisorSystem, activity: EventNotifier)
+        throws(MachineError)
+    {
+        let layout = try Self.layout(configuration.memorySize)
+        events = MachineEvents(activity: activity)
+        memory = try Self.map(layout)
+        do throws(HypervisorError) {
+            virtualMachine = try Self.createVirtualMachine(on: system, memory: memory)
+            cpuid = GuestCPUID.singleProcessor(from: try system.supportedCPUID())
+        } catch {
+            throw MachineError("The \(system.name) engine cannot make a machine: \(error). See: martlet doctor")
+        }
+        do throws(BusConflict) {
+            board = try Board(
+                configuration, layout: layout, memory: memory, machine: virtualMachine, events: events,
+                activity: activity)
+        } catch {
+            throw MachineError("The device \(error). Choose another address for it.")
+        }
+        boot = try Self.load(configuration, layout: layout, memory: memory)
+    }
+
+    /// The boot protocol that the kernel is started by.
+    var bootProtocol: String { boot.bootProtocol.description }
+    var entryPoint: UInt64 { boot.registers.rip }
+    var serial: [SerialConnection] { board.serial }
+    var sawPanic: Bool { events.sawPanic }
+
+    /// How it ended, once the processor has stopped.
+    var result: (outcome: MachineOutcome, trace: ProcessorTrace?)? { events.result }
+
+    func start() throws(MachineError) {
+        do {
+            thread = try VirtualCPUThread(
+                machine: virtualMachine, cpuid: cpuid, boot: boot, board: board, events: events)
+        } catch {
+            throw MachineError("\(error). The host has no thread to spare; close something and try again.")
+        }
+    }
+
+    /// Makes the processor stop for `outcome`, unless the machine is ending for another reason already.
+    func end(with outcome: MachineOutcome) {
+        events.end(with: outcome)
+        thread?.stop()
+    }
+
+    func waitForEnd() { thread?.join() }
+
+    private static func layout(_ size: UInt64) throws(MachineError) -> PhysicalMemoryMap {
+        let total = HostMemory().total
+        guard size <= total else {
+            throw MachineError(
+                "This host has \(total >> 20) MiB of memory, the guest cannot have \(size >> 20) MiB. "
+                    + "Give it less with --memory.")
+        }
+        do {
+            return try PhysicalMemoryMap(memorySize: size)
+        } catch {
+            throw MachineError("\(error)")
+        }
+    }
+
+    private static func map(_ layout: PhysicalMemoryMap) throws(MachineError) -> GuestMemory {
+        var regions: [MemoryRegion] = []
+        for range in layout.ramRanges {
+            do {
+                let mapping = try HostMapping(size: Int(clamping: range.size))
+                regions.append(MemoryRegion(base: range.base, mapping: mapping))
+            } catch {
+                throw MachineError("\(error). Give the guest less with --memory, or free some of the host's.")
+            }
+        }
+        return GuestMemory(regions: regions)
+    }
+
+    private static func createVirtualMachine(
+        on system: any HypervisorSystem, memory: GuestMemory
+    ) throws(HypervisorError) -> any VirtualMachine {
+        let machine = try system.createVirtualMachine()
+        // Four pages below the firmware area that no RAM and no device uses (KVM API §4.35, §4.49).
+        try machine.setIdentityMapAddress(0xfffb_c000)
+        try machine.setTSSAddress(0xfffb_d000)
+        try machine.createIRQChip()
+        try machine.createPIT(speakerDummy: true)
+        for (slot, region) in memory.regions.enumerated() {
+            var description = kvm_userspace_memory_region()
+            description.slot = UInt32(slot)
+            description.guest_phys_addr = region.base.rawValue
+            description.memory_size = region.size
+            description.userspace_addr = region.hostAddress
+            try machine.setUserMemoryRegion(description)
+        }
+        return machine
+    }
+
+    private static func load(
+        _ configuration: MachineConfiguration, layout: PhysicalMemoryMap, memory: GuestMemory
+    ) throws(MachineError) -> BootState {
+        let tables = ACPITables.build(
+            ACPIConfiguration(cpuCount: 1, serialPorts: configuration.serial.ports, hasPVPanic: true))
+        do {
+            try tables.write(to: memory)
+        } catch {
+            throw MachineError("The ACPI tables do not fit: \(error). Give the guest more memory with --memory.")
+        }
+        let request = BootRequest(
+            kernel: configuration.kernel, modules: configuration.modules, commandLine: configuration.commandLine,
+            layout: layout, rsdp: tables.rsdp)
+        do {
+            return try BootLoader.plan(request).write(to: memory)
+        } catch {
+            throw MachineError("\(error)")
+        }
+    }
+}

@@ -1,0 +1,64 @@
+public import Platform
+
+/// Which engine runs the guest (`--accel`).
+public enum Accelerator: String, CaseIterable, Sendable {
+    case auto, kvm, soft
+}
+
+/// `--device isa-debug-exit`: how bare-metal test programs end with a status (QEMU's hw/misc/debugexit.c).
+public struct DebugExitConfiguration: Equatable, Sendable {
+    public var base: UInt16
+    public var size: UInt16
+
+    public init(base: UInt16 = 0xf4, size: UInt16 = 4) {
+        self.base = base
+        self.size = size
+    }
+}
+
+/// What the serial ports of the machine are connected to.
+public enum SerialLayout: Equatable, Sendable {
+    /// Only COM1: the console.
+    case console
+    /// The default guest's four ports: console, control, standard output, standard error (scripts/guest/init).
+    case defaultGuest
+
+    var ports: [SerialPort] {
+        switch self {
+        case .console: [.com1]
+        case .defaultGuest: [.com1, .com2, .com3, .com4]
+        }
+    }
+}
+
+/// Everything that one power-on of a machine is made from. Restarting is building it again from the same value.
+public struct MachineConfiguration: Sendable {
+    /// Bytes of RAM, a multiple of 4096.
+    public var memorySize: UInt64
+    public var kernel: any BootFile
+    public var modules: [BootModule]
+    public var commandLine: String
+    public var serial: SerialLayout
+    public var debugExit: DebugExitConfiguration?
+
+    public init(
+        memorySize: UInt64, kernel: any BootFile, modules: [BootModule] = [], commandLine: String = "",
+        serial: SerialLayout = .console, debugExit: DebugExitConfiguration? = nil
+    ) {
+        self.memorySize = memorySize
+        self.kernel = kernel
+        self.modules = modules
+        self.commandLine = commandLine
+        self.serial = serial
+        self.debugExit = debugExit
+    }
+}
+
+/// Why a machine cannot be built or started: one line for the person who asked for it.
+public struct MachineError: Error, Equatable, CustomStringConvertible {
+    public var description: String
+
+    public init(_ description: String) {
+        self.description = description
+    }
+}

@@ -1,0 +1,68 @@
+internal import Host
+internal import Synchronization
+
+/// Where the devices and the outside report that the machine ends. The first report counts.
+final class MachineEvents: Sendable {
+    private struct State {
+        var outcome: MachineOutcome?
+        var guestStatus: UInt8?
+        var sawPanic = false
+        var trace: ProcessorTrace?
+        var isFinished = false
+    }
+
+    private let state = Mutex(State())
+    /// What the vCPU thread looks at after each exit, without a lock.
+    private let isEnding = Atomic(false)
+    private let activity: EventNotifier
+
+    init(activity: EventNotifier) {
+        self.activity = activity
+    }
+
+    /// Whether the vCPU must not run again.
+    var mustEnd: Bool { isEnding.load(ordering: .acquiring) }
+
+    func end(with outcome: MachineOutcome) {
+        state.withLock { state in
+            if state.outcome == nil { state.outcome = outcome }
+        }
+        isEnding.store(true, ordering: .releasing)
+        activity.signal()
+    }
+
+    /// ACPI power-off: with the status that the guest left, if it left one.
+    func powerOff() {
+        let status = state.withLock { $0.guestStatus }
+        end(with: status.map { .status($0) } ?? .poweredOff)
+    }
+
+    func setGuestStatus(_ status: UInt8) {
+        state.withLock { $0.guestStatus = status }
+    }
+
+    /// The pvpanic device was written to; the kernel goes on to print and to restart or hang.
+    func notePanic() {
+        state.withLock { $0.sawPanic = true }
+        activity.signal()
+    }
+
+    var sawPanic: Bool { state.withLock { $0.sawPanic } }
+
+    /// The vCPU thread's last act.
+    func finish(trace: ProcessorTrace?) {
+        state.withLock { state in
+            state.trace = trace
+            state.isFinished = true
+        }
+        activity.signal()
+    }
+
+    /// Set when the vCPU thread has ended.
+    var result: (outcome: MachineOutcome, trace: ProcessorTrace?)? {
+        state.withLock { state in
+            guard state.isFinished, let outcome = state.outcome else { return nil }
+            return (outcome, state.trace)
+        }
+    }
+}
