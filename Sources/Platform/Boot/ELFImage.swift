@@ -144,13 +144,11 @@ struct ELFImage: Sendable {
 
     private func misplaced(_ segment: Segment, _ planner: BootPlanner) -> BootError {
         let request = planner.request
-        guard planner.isFree(base: segment.physicalAddress, size: segment.memorySize) else {
-            return .invalidHeader(
-                request.kernel,
-                why: "two segments share memory at \(BootError.hexadecimal(segment.physicalAddress))")
+        let (base, size) = (segment.physicalAddress, segment.memorySize)
+        guard request.layout.isUsable(base: base, size: size) else {
+            return .kernelDoesNotFit(request.kernel, base: base, size: size, layout: request.layout)
         }
-        return .kernelDoesNotFit(
-            request.kernel, base: segment.physicalAddress, size: segment.memorySize, layout: request.layout)
+        return .invalidHeader(request.kernel, why: "two segments share memory at \(BootError.hexadecimal(base))")
     }
 }
 

@@ -18,7 +18,8 @@ struct MultibootHeader: Equatable, Sendable {
 
     /// The first aligned header in `window` with a right checksum.
     init?(_ window: [UInt8]) {
-        for offset in stride(from: 0, through: window.count - 12, by: 4) {
+        for offset in stride(from: 0, through: window.count - 12, by: 4)
+        where window[offset] == UInt8(truncatingIfNeeded: Self.magic) {
             guard window.load(UInt32.self, at: offset) == Self.magic,
                 let flags: UInt32 = window.load(at: offset + 4), let checksum: UInt32 = window.load(at: offset + 8),
                 Self.magic &+ flags &+ checksum == 0

@@ -139,20 +139,32 @@ public final class FirmwareConfiguration: SavableDevice {
         return control & FirmwareConfigurationDMA.write == 0
     }
 
-    /// The item's bytes and then zeros, as many as were asked for, as long as they fall into RAM.
+    /// The item's bytes and then zeros, as many as were asked for; nothing when they do not all fall into RAM.
     private func copy(_ source: ArraySlice<UInt8>, length: Int, to address: GuestPhysicalAddress) -> Bool {
+        guard isRAM(address, length: length) else { return false }
+        let zeros = [UInt8](repeating: 0, count: min(length, FirmwareConfigurationDMA.chunk))
         var done = 0
         do throws(GuestMemoryFault) {
             while done < length {
-                let count = min(length - done, FirmwareConfigurationDMA.chunk)
-                let bytes = source.dropFirst(done).prefix(count)
-                let padding = repeatElement(UInt8(0), count: count - bytes.count)
-                try memory.write(Array(bytes) + padding, at: address + UInt64(done))
+                var count = min(length - done, FirmwareConfigurationDMA.chunk)
+                if done < source.count {
+                    count = min(count, source.count - done)
+                    try memory.write(source.dropFirst(done).prefix(count), at: address + UInt64(done))
+                } else {
+                    try memory.write(zeros.prefix(count), at: address + UInt64(done))
+                }
                 done += count
             }
             return true
         } catch {
             return false
+        }
+    }
+
+    private func isRAM(_ address: GuestPhysicalAddress, length: Int) -> Bool {
+        memory.regions.contains { region in
+            let offset = address.rawValue &- region.base.rawValue
+            return !region.isReadOnly && offset < region.size && UInt64(length) <= region.size - offset
         }
     }
 }

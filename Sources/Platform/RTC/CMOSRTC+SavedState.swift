@@ -10,7 +10,8 @@ public struct CMOSRTCSavedState: DeviceSavedState {
     var bytes: [UInt8]
     var offsetSeconds: Int64
     var offsetAttoseconds: Int64
-    var frozenTime: Int64?
+    /// Year (two bytes), month, day, hour, minute, second; empty while the clock runs.
+    var frozenTime: [UInt8]
     var flags: UInt8
 
     init(_ state: CMOSState) {
@@ -18,7 +19,14 @@ public struct CMOSRTCSavedState: DeviceSavedState {
         index = state.index
         bytes = state.bytes
         (offsetSeconds, offsetAttoseconds) = state.offset.components
-        frozenTime = state.frozenTime
+        frozenTime =
+            state.frozenTime.map { time in
+                let year = UInt16(clamping: time.year)
+                let fields = [
+                    Int(year & 0xFF), Int(year >> 8), time.month, time.day, time.hour, time.minute, time.second,
+                ]
+                return fields.map { UInt8(clamping: $0) }
+            } ?? []
         flags = state.flags
     }
 
@@ -36,7 +44,7 @@ public struct CMOSRTCSavedState: DeviceSavedState {
         bytes = try decoder.readBytes("bytes", limit: 128)
         offsetSeconds = try decoder.read()
         offsetAttoseconds = try decoder.read()
-        frozenTime = try decoder.readOptional("frozenTime")
+        frozenTime = try decoder.readBytes("frozenTime", limit: 7)
         flags = try decoder.read()
     }
 }
@@ -55,13 +63,19 @@ extension CMOSState {
         try check("bytes", saved.bytes.count == 128)
         try check("offsetSeconds", limits.contains(saved.offsetSeconds))
         try check("offsetAttoseconds", (-attosecondLimit...attosecondLimit).contains(saved.offsetAttoseconds))
-        try check("frozenTime", saved.frozenTime.map(limits.contains) ?? true)
+        try check("frozenTime", saved.frozenTime.isEmpty || saved.frozenTime.count == 7)
         try check("flags", saved.flags & ~CMOSRegisterC.sources == 0)
         self.init(layout: layout, now: now)
         index = saved.index
         bytes = saved.bytes
         offset = Duration(secondsComponent: saved.offsetSeconds, attosecondsComponent: saved.offsetAttoseconds)
-        frozenTime = saved.frozenTime
+        let fields = saved.frozenTime.map(Int.init)
+        frozenTime =
+            fields.isEmpty
+            ? nil
+            : CalendarTime(
+                year: fields[0] | fields[1] << 8, month: max(1, min(fields[2], 12)), day: fields[3], hour: fields[4],
+                minute: fields[5], second: fields[6])
         flags = saved.flags
         try check("frozenTime", isHalted == (frozenTime != nil))
         lastCheck = guestTime(now)

@@ -7,8 +7,9 @@ struct CMOSState: Sendable {
     var bytes = [UInt8](repeating: 0, count: 128)
     /// What the guest's clock is ahead of the host's.
     var offset = Duration.zero
-    /// The guest's time while register B's SET stops the updates.
-    var frozenTime: Int64?
+    /// The guest's time while it is held still, field by field: February 31 may stand there while the month is yet to
+    /// be written.
+    var frozenTime: CalendarTime?
     /// Interrupt flags of register C.
     var flags: UInt8 = 0
     /// The guest's time up to which events have been noticed.
@@ -42,7 +43,9 @@ struct CMOSState: Sendable {
 
     func guestTime(_ now: Duration) -> Duration { now + offset }
 
-    private func seconds(_ now: Duration) -> Int64 { frozenTime ?? guestTime(now).components.seconds }
+    private func time(_ now: Duration) -> CalendarTime {
+        frozenTime ?? CalendarTime(secondsSince1970: guestTime(now).components.seconds)
+    }
 
     // MARK: Number formats
 
@@ -69,7 +72,7 @@ struct CMOSState: Sendable {
 
     mutating func readSelected(_ now: Duration) -> UInt8 {
         let register = index & 0x7F
-        let time = CalendarTime(secondsSince1970: seconds(now))
+        let time = time(now)
         switch register {
         case CMOSRegister.seconds: return encode(time.second)
         case CMOSRegister.minutes: return encode(time.minute)
@@ -116,9 +119,9 @@ struct CMOSState: Sendable {
         let wasHalted = isHalted
         bytes[Int(register)] = value
         if isHalted, !wasHalted {
-            frozenTime = guestTime(now).components.seconds
+            frozenTime = CalendarTime(secondsSince1970: guestTime(now).components.seconds)
         } else if !isHalted, let time = frozenTime {
-            setTime(time, now)
+            setTime(time.secondsSince1970, now)
             frozenTime = nil
         }
     }
@@ -129,7 +132,7 @@ struct CMOSState: Sendable {
     }
 
     private mutating func setTimeRegister(_ register: UInt8, _ value: UInt8, _ now: Duration) {
-        var time = CalendarTime(secondsSince1970: seconds(now))
+        var time = time(now)
         switch register {
         case CMOSRegister.seconds: time.second = decode(value) % 60
         case CMOSRegister.minutes: time.minute = decode(value) % 60
@@ -139,7 +142,7 @@ struct CMOSState: Sendable {
         case CMOSRegister.year: time.year = time.year / 100 * 100 + decode(value) % 100
         default: time.year = decode(value) % 100 * 100 + time.year % 100
         }
-        if frozenTime != nil { frozenTime = time.secondsSince1970 } else { setTime(time.secondsSince1970, now) }
+        if frozenTime != nil { frozenTime = time } else { setTime(time.secondsSince1970, now) }
     }
 
     // MARK: Events
