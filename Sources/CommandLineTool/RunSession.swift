@@ -25,7 +25,10 @@ struct RunSession {
         let isTyping = mode != .command && BorrowedDescriptor.standardInput.isTerminal
         let configuration = try machineConfiguration(mode)
         let engine = try EngineChoice(options.accel)
-        if options.verbose { Message.note("engine \(engine.name): \(engine.reason)") }
+        if options.verbose {
+            Message.note("engine \(engine.name): \(engine.reason)")
+            Message.note("\(configuration.memorySize >> 20) MiB, command line: \(configuration.commandLine)")
+        }
 
         let terminal = isTyping ? try? RawTerminal(.standardInput) : nil
         defer { terminal?.restore() }

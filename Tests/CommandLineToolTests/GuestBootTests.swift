@@ -1,0 +1,192 @@
+internal import Foundation
+internal import Testing
+
+/// Boots of the default guest as a user does it: the release binary, its standard streams and its status. A boot takes
+/// many seconds in software, so that each test asks one guest for many things, and they run one after the other.
+@Suite(
+    "Default guest", .serialized,
+    .enabled(if: Martlet.hasGuest, "no release binary or no default guest: run ./scripts/test"))
+struct GuestBootTests {
+    private func guest(
+        _ script: String, input: Data = Data(), options: [String] = [], redirection: String = ""
+    ) async throws -> Martlet.Result {
+        try await Martlet.run(
+            ["run", "--timeout", "4m"] + options + ["--", "sh", "-c", script], input: input, redirection: redirection)
+    }
+
+    /// The value of `name=value` in what the guest printed.
+    private func value(_ name: String, in result: Martlet.Result) -> String? {
+        result.outputText.split(separator: "\n").first { $0.hasPrefix(name + "=") }
+            .map { String($0.dropFirst(name.count + 1)) }
+    }
+
+    @Test("Arithmetic, compression, hardware and clock")
+    func everythingInOneBoot() async throws {
+        let script = """
+            echo sha256=$(printf abc | sha256sum | cut -d ' ' -f 1)
+            echo md5=$(printf abc | md5sum | cut -d ' ' -f 1)
+            seq 1 20000 >/tmp/numbers
+            gzip -c /tmp/numbers | gunzip -c | cmp - /tmp/numbers && echo gzip=same
+            echo crc=$(crc32 /tmp/numbers)
+            echo float=$(awk 'BEGIN { printf "%.12f %.6e %d", atan2(1, 1) * 4, exp(1) ^ 20, 2 ^ 53 - 1 }')
+            echo root=$(awk 'BEGIN { for (i = 1; i <= 2000; i++) s += sqrt(i) * sin(i) / cos(i); printf "%.9f", s }')
+            echo bc=$(echo '2^200' | bc)
+            echo processors=$(grep -c ^processor /proc/cpuinfo)
+            echo serial=$(grep -c ttyS /proc/interrupts)
+            a=$(grep -i LOC: /proc/interrupts | awk '{ print $2 }')
+            sleep 1
+            b=$(grep -i LOC: /proc/interrupts | awk '{ print $2 }')
+            [ "$b" -gt "$a" ] && echo ticks=yes
+            echo clock=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)
+            echo date=$(date +%s)
+            echo memory=$(awk '/MemTotal/ { print $2 }' /proc/meminfo)
+            echo arguments="$0"
+            echo problem >&2
+            exit 42
+            """
+        let result = try await guest(script)
+        let now = Date().timeIntervalSince1970
+        #expect(result.status == 42, "\(result.errors)")
+        #expect(result.errors == "problem\n")
+        #expect(
+            value("sha256", in: result) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
+        #expect(value("md5", in: result) == "900150983cd24fb0d6963f7d28e17f72")
+        #expect(value("gzip", in: result) == "same")
+        #expect(value("crc", in: result)?.lowercased() == crc32OfNumbers())
+        #expect(value("float", in: result) == "3.141592653590 4.851652e+08 9007199254740991")
+        let sum = (1...2000).reduce(0.0) { $0 + Double($1).squareRoot() * sin(Double($1)) / cos(Double($1)) }
+        #expect(value("root", in: result) == String(format: "%.9f", sum))
+        #expect(value("bc", in: result) == "1606938044258990275541962092341162602522202993782792835301376")
+        #expect(value("processors", in: result) == "1")
+        #expect(value("serial", in: result).flatMap { Int($0) } ?? 0 >= 2)
+        #expect(value("ticks", in: result) == "yes")
+        #expect(value("clock", in: result) == "kvm-clock" || value("clock", in: result) == "tsc")
+        let date = try #require(value("date", in: result).flatMap { Double($0) })
+        #expect(abs(date - now) < 30)
+        let memory = try #require(value("memory", in: result).flatMap { Int($0) })
+        #expect((380_000...524_288).contains(memory))
+    }
+
+    /// The CRC that Ethernet and gzip use, bit by bit: an oracle that shares nothing with the guest's.
+    private func crc32OfNumbers() -> String {
+        var crc = UInt32.max
+        for number in 1...20000 {
+            for byte in "\(number)\n".utf8 {
+                crc ^= UInt32(byte)
+                for _ in 0..<8 { crc = crc & 1 == 1 ? crc >> 1 ^ 0xedb8_8320 : crc >> 1 }
+            }
+        }
+        let text = String(~crc, radix: 16)
+        return String(repeating: "0", count: 8 - text.count) + text
+    }
+
+    @Test("Standard input and output are binary clean, and output may be large")
+    func binaryPipe() async throws {
+        // Every byte value after every other one, so that no pair means anything to a line discipline.
+        var input = Data()
+        for first in 0...255 {
+            for second in 0...255 { input.append(contentsOf: [UInt8(first), UInt8(second)]) }
+        }
+        let result = try await Martlet.run(["run", "--timeout", "4m", "--", "cat"], input: input)
+        #expect(result.status == 0, "\(result.errors)")
+        #expect(result.output == input)
+        #expect(result.errors.isEmpty)
+
+        let large = try await guest("head -c 1500000 /dev/zero | tr '\\0' x; cat >/dev/null; exec nosuchcommand")
+        #expect(large.output == Data(repeating: 0x78, count: 1_500_000))
+        #expect(large.status == 127)
+        #expect(large.errors.contains("nosuchcommand"))
+    }
+
+    @Test("Guest time advances by the wall clock within 2 %")
+    func wallClock() async throws {
+        // The guest says when its ten seconds begin and end; we take the same moments by the host's clock.
+        let scratch = try Scratch()
+        let process = Process()
+        process.executableURL = URL(filePath: Martlet.path)
+        process.arguments = [
+            "run", "--timeout", "4m", "--", "sh", "-c",
+            "cut -d ' ' -f 1 /proc/uptime; sleep 10; cut -d ' ' -f 1 /proc/uptime",
+        ]
+        process.standardInput = FileHandle.nullDevice
+        process.standardOutput = try scratch.emptyFile("out")
+        try process.run()
+        let lines: () -> [Double] = {
+            let text = (try? String(contentsOf: scratch.file("out"), encoding: .utf8)) ?? ""
+            return text.split(separator: "\n").compactMap { Double($0) }
+        }
+        var moments: [ContinuousClock.Instant] = []
+        let limit = ContinuousClock.now + .seconds(240)
+        while moments.count < 2, ContinuousClock.now < limit {
+            if lines().count > moments.count { moments.append(.now) }
+            try await Task.sleep(for: .milliseconds(5))
+        }
+        _ = await Martlet.waitOrKill(process, limit: .seconds(60))
+        let uptimes = lines()
+        try #require(moments.count == 2 && uptimes.count == 2)
+        let host = (moments[1] - moments[0]) / .seconds(1)
+        #expect(abs((uptimes[1] - uptimes[0]) / host - 1) < 0.02, "guest \(uptimes), host \(host) s")
+    }
+
+    @Test("Commands that end by a signal, and a guest that switches itself off")
+    func endings() async throws {
+        let killed = try await guest("kill -9 $$")
+        #expect(killed.status == 137)
+        let off = try await guest("poweroff -f; sleep 60")
+        #expect(off.status == 0)
+        #expect(off.errorLines.count == 1)
+    }
+
+    @Test("A panic is one line and a status of its own")
+    func panic() async throws {
+        let result = try await guest("echo c >/proc/sysrq-trigger")
+        #expect(result.status == 120)
+        #expect(result.output.isEmpty)
+        #expect(result.errorLines.count == 1, "\(result.errors)")
+        #expect(result.errors.contains("sysrq triggered crash"))
+        #expect(result.errors.contains("rip 0x"))
+    }
+
+    @Test("A shell reads its commands from a pipe, restarts and switches off")
+    func shell() async throws {
+        let input = "uname -s; stty size; tty\nexit\n"
+        let result = try await Martlet.run(
+            ["run", "--verbose", "--timeout", "4m"], input: Data(input.utf8))
+        #expect(result.status == 0, "\(result.errors)")
+        #expect(result.outputText.contains("Linux"))
+        #expect(result.outputText.contains("24 80"))
+        #expect(result.outputText.contains("/dev/ttyS0"))
+        for phase in ["engine ", "set-up", "kernel entry", "first console output", "shell"] {
+            #expect(result.errors.contains(phase), "\(phase)")
+        }
+
+        let restarted = try await Martlet.run(
+            ["run", "--verbose", "--timeout", "4m"], input: Data("reboot -f\n".utf8))
+        // The second shell finds the end of the input.
+        #expect(restarted.status == 0, "\(restarted.errors)")
+        #expect(restarted.errors.split(separator: "\n").count { $0.hasSuffix("] shell") } == 2, "\(restarted.errors)")
+
+        let ended = try await Martlet.run(
+            ["run", "--verbose", "--no-reboot", "--timeout", "4m"], input: Data("reboot -f\n".utf8))
+        #expect(ended.status == 0)
+        #expect(ended.errors.split(separator: "\n").count { $0.hasSuffix("] shell") } == 1, "\(ended.errors)")
+    }
+
+    @Test("A timeout is a status and one line")
+    func timeout() async throws {
+        let result = try await Martlet.run(["run", "--timeout", "2s", "--", "sleep", "1000"])
+        #expect(result.status == 124)
+        #expect(result.errorLines.count == 1)
+        #expect(result.errors.contains("--timeout"))
+    }
+
+    @Test("A reader that goes away ends the machine with one line")
+    func brokenPipe() async throws {
+        let result = try await Martlet.run(
+            ["run", "--timeout", "4m", "--", "yes"], redirection: "| head -c 10 >/dev/null")
+        // The pipeline's status is head's.
+        #expect(!result.wasKilled)
+        #expect(result.errorLines.count == 1, "\(result.errors)")
+        #expect(result.errors.contains("Broken pipe"))
+    }
+}

@@ -1,0 +1,90 @@
+internal import Foundation
+
+/// The release binary as a user meets it: a process with arguments, standard streams and a status.
+struct Martlet {
+    struct Result: Sendable {
+        var status: Int32
+        var output: Data
+        var errors: String
+        var wasKilled = false
+
+        var outputText: String { String(decoding: output, as: UTF8.self) }
+        var errorLines: [Substring] { errors.split(separator: "\n") }
+    }
+
+    /// MARTLET_BINARY, or what `swift build -c release` leaves in this package.
+    static let path: String = {
+        if let path = ProcessInfo.processInfo.environment["MARTLET_BINARY"] { return path }
+        let root = URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+            .deletingLastPathComponent()
+        return root.appending(path: ".build/release/martlet").path
+    }()
+
+    static let isBuilt = FileManager.default.isExecutableFile(atPath: path)
+
+    static let guestDirectory: String = {
+        let environment = ProcessInfo.processInfo.environment
+        let cache =
+            environment["XDG_CACHE_HOME"].flatMap { $0.isEmpty ? nil : $0 } ?? "\(environment["HOME"] ?? "")/.cache"
+        return cache + "/martlet/guest"
+    }()
+
+    static let hasGuest = isBuilt && FileManager.default.isReadableFile(atPath: guestDirectory + "/vmlinuz")
+
+    /// Runs `arguments` with `input`, from a shell line if `redirection` has one (such as `>&-`).
+    static func run(
+        _ arguments: [String], input: Data = Data(), redirection: String = "", environment: [String: String] = [:],
+        limit: Duration = .seconds(300)
+    ) async throws -> Result {
+        let scratch = try Scratch()
+        try input.write(to: scratch.file("in"))
+        let process = Process()
+        process.executableURL = URL(filePath: "/bin/sh")
+        process.arguments =
+            ["-c", "\(redirection.contains("|") ? "" : "exec ")\"$0\" \"$@\" \(redirection)", path] + arguments
+        process.environment = ProcessInfo.processInfo.environment.merging(environment) { $1 }
+        process.standardInput = try FileHandle(forReadingFrom: scratch.file("in"))
+        // Files, not pipes: nobody has to read while it runs.
+        process.standardOutput = try scratch.emptyFile("out")
+        process.standardError = try scratch.emptyFile("err")
+        try process.run()
+        let killed = await waitOrKill(process, limit: limit)
+        return Result(
+            status: process.terminationReason == .exit ? process.terminationStatus : 128 + process.terminationStatus,
+            output: try Data(contentsOf: scratch.file("out")),
+            errors: String(decoding: try Data(contentsOf: scratch.file("err")), as: UTF8.self), wasKilled: killed)
+    }
+
+    /// Polled, so that a machine that hangs ends this test and not the whole run.
+    static func waitOrKill(_ process: Process, limit: Duration) async -> Bool {
+        let end = ContinuousClock.now + limit
+        while process.isRunning {
+            if ContinuousClock.now > end {
+                kill(process.processIdentifier, SIGKILL)
+                process.waitUntilExit()
+                return true
+            }
+            try? await Task.sleep(for: .milliseconds(20))
+        }
+        return false
+    }
+}
+
+/// A directory that goes with its owner.
+final class Scratch {
+    let directory: URL
+
+    init() throws {
+        directory = FileManager.default.temporaryDirectory.appending(path: "martlet-test-\(UUID().uuidString)")
+        try FileManager.default.createDirectory(at: directory, withIntermediateDirectories: true)
+    }
+
+    deinit { try? FileManager.default.removeItem(at: directory) }
+
+    func file(_ name: String) -> URL { directory.appending(path: name) }
+
+    func emptyFile(_ name: String) throws -> FileHandle {
+        try Data().write(to: file(name))
+        return try FileHandle(forWritingTo: file(name))
+    }
+}
