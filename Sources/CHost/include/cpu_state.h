@@ -1,0 +1,272 @@
+// The state of one software vCPU: one allocation, fixed offsets, shared by Swift, assembly and (later) translated code.
+// Owned by the vCPU's thread; only `attention` is written by others.
+#ifndef MARTLET_CPU_STATE_H
+#define MARTLET_CPU_STATE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+// General registers by encoding; two more make every effective address one formula:
+// a register that is always zero, and the rip of the start of the current code page.
+enum {
+    MARTLET_REGISTER_COUNT = 18,
+    MARTLET_ZERO_REGISTER = 16,
+    MARTLET_PAGE_RIP_REGISTER = 17,
+    MARTLET_TLB_ENTRIES = 4096,
+    MARTLET_JUMP_ENTRIES = 4096,
+    MARTLET_FETCH_ENTRIES = 256,
+    MARTLET_MAX_SLOTS = 64,
+    MARTLET_MMIO_FRAGMENTS = 80, // FXSAVE's 512 bytes in quads, and a page crossing
+    MARTLET_FILL_LIST = 2048,
+};
+
+// A segment register with its hidden part (SDM vol. 3A §3.4.3). `attributes` has the descriptor's bits 40–55 without the
+// limit: type 0–3, S 4, DPL 5–6, P 7, AVL 12, L 13, D/B 14, G 15; bit 8, a limit bit in the descriptor: unusable.
+typedef struct martlet_segment {
+    uint16_t selector;
+    uint16_t attributes;
+    uint32_t limit;
+    uint64_t base;
+} martlet_segment;
+
+typedef struct martlet_table_register {
+    uint64_t base;
+    uint16_t limit;
+} martlet_table_register;
+
+// One line of the software TLB. A tag is the page's guest-virtual address when that kind of access may go straight to
+// host memory at (address + addend); otherwise it is an address that this line can never be asked for.
+typedef struct martlet_tlb_entry {
+    uint64_t read_tag;
+    uint64_t write_tag;
+    uint64_t addend;
+    uint64_t is_global;
+} martlet_tlb_entry;
+
+// Where the instructions at a guest-virtual page come from. `tag` is the page address plus 1 when valid for user mode and
+// supervisor mode alike is never assumed: two tables are kept.
+typedef struct martlet_fetch_entry {
+    uint64_t tag;
+    uint64_t guest_physical;
+    uint8_t *_Nullable host;
+    uint64_t page_index;
+} martlet_fetch_entry;
+
+struct martlet_insn;
+
+typedef struct martlet_jump_entry {
+    uint64_t rip;
+    uint64_t key;
+    struct martlet_insn *_Nullable target;
+    uint64_t page_rip;
+} martlet_jump_entry;
+
+// A decoded instruction. Registers are byte offsets into `gpr` (so that AH is 1).
+typedef struct martlet_insn {
+    void *_Nullable handler;
+    uint64_t immediate;
+    void *_Nullable link; // branch: the target's first instruction; vector: the stub
+    uint64_t link_key;    // the fetch generation for which a link to another page holds; 0: same page
+    int32_t displacement;
+    uint16_t page_offset;
+    uint8_t length;
+    uint8_t reg;
+    uint8_t rm;
+    uint8_t base;
+    uint8_t index;
+    uint8_t scale;
+    uint8_t segment;
+    uint8_t flags;
+    uint8_t size; // operand size in bytes
+    uint8_t operation;
+    uint16_t mnemonic;
+    uint8_t address_size;
+    uint8_t modrm;
+    uint8_t prefixes;
+    uint8_t rex;
+    uint8_t opcode;
+    uint8_t map;
+} martlet_insn;
+
+// Memory slots as the engine sees them: guest-physical to host (KVM_SET_USER_MEMORY_REGION).
+typedef struct martlet_slot {
+    uint64_t guest_physical;
+    uint64_t size;
+    uint8_t *_Nullable host;
+    uint64_t page_index; // number of this slot's first page in the per-page tables
+    uint32_t identifier;
+    uint32_t flags; // KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
+} martlet_slot;
+
+// Code that was decoded from one guest-physical page: a bit for each 64 bytes, and the list of its blocks.
+typedef struct martlet_page_code {
+    uint64_t granules;
+    uint32_t first_block;
+    uint32_t writes;
+} martlet_page_code;
+
+// The engine around the processor. A hook that returns 0 has handled the access.
+typedef struct martlet_cpu_hooks {
+    void *_Nullable context;
+    // Memory-mapped access of 1–8 bytes inside the engine (local APIC, I/O APIC). Non-zero: leave to user space.
+    int (*_Nullable mmio)(void *_Nullable context, uint64_t address, uint32_t size, int is_write,
+                          uint64_t *_Nonnull value);
+    // Port access of 1, 2 or 4 bytes inside the engine (PIC, PIT). Non-zero: leave to user space.
+    int (*_Nullable port)(void *_Nullable context, uint16_t port, uint32_t size, int is_write,
+                          uint32_t *_Nonnull value);
+    // MSRs that the processor itself does not keep. Non-zero: #GP(0).
+    int (*_Nullable read_msr)(void *_Nullable context, uint32_t index, uint64_t *_Nonnull value);
+    int (*_Nullable write_msr)(void *_Nullable context, uint32_t index, uint64_t value);
+    // CR8, the task priority's upper nibble.
+    uint64_t (*_Nullable read_cr8)(void *_Nullable context);
+    void (*_Nullable write_cr8)(void *_Nullable context, uint64_t value);
+} martlet_cpu_hooks;
+
+// Why the interpreter's inner loop stopped.
+enum {
+    MARTLET_STOP_NONE = 0,      // go on at rip
+    MARTLET_STOP_EXCEPTION = 1, // deliver exception_vector
+    MARTLET_STOP_PORT = 2,
+    MARTLET_STOP_MMIO = 3,
+    MARTLET_STOP_HALT = 4,
+    MARTLET_STOP_SHUTDOWN = 5,
+    MARTLET_STOP_ATTENTION = 6,
+    MARTLET_STOP_WINDOW = 7,
+};
+
+typedef struct martlet_mmio_fragment {
+    uint64_t address;
+    uint64_t value;
+    uint32_t size;
+    uint32_t is_write;
+} martlet_mmio_fragment;
+
+typedef struct martlet_cpu {
+    uint64_t gpr[MARTLET_REGISTER_COUNT];
+    uint64_t rip;
+    martlet_tlb_entry *_Nullable tlb; // the table of the current privilege
+    uint16_t status;                  // OF in bit 0; SF ZF AF PF CF in bits 15 14 12 10 8 (seto, lahf)
+    uint8_t cpl;
+    uint8_t mode;                     // code size: 0 16-bit, 1 32-bit, 2 64-bit
+    uint32_t attention;               // atomic; not 0: leave the inner loop at the next branch
+    uint64_t fetch_key;               // generation << 8 | privilege and mode bits: what jump entries and links must match
+    uint64_t rflags;                  // all flags but the six status flags
+    uint64_t segment_base[8];         // what effective addresses add (0 for ES CS SS DS in 64-bit mode)
+    uint64_t instruction_count;
+
+    uint32_t stop;
+    uint32_t exception_vector;
+    uint32_t exception_error;
+    uint32_t exception_has_error;
+    uint64_t exception_cr2;           // becomes cr2 on delivery of #PF
+
+    martlet_segment segments[6];      // ES CS SS DS FS GS
+    martlet_segment ldtr;
+    martlet_segment tr;
+    martlet_table_register gdtr;
+    martlet_table_register idtr;
+    uint64_t cr0, cr2, cr3, cr4, cr8;
+    uint64_t efer;
+    uint64_t xcr0;
+    uint64_t debug_registers[8];
+    uint64_t star, lstar, cstar, fmask, kernel_gs_base;
+    uint64_t sysenter_cs, sysenter_esp, sysenter_eip;
+    uint64_t pat, misc_enable, tsc_aux, mtrr_default, debug_control;
+    uint64_t speculation_control;
+    uint64_t mtrr_fixed[11];
+    uint64_t mtrr_variable[16];
+    uint64_t tsc_offset;              // guest TSC = host TSC + offset
+    uint64_t apic_base;
+    uint64_t physical_address_mask;   // implemented bits of a physical address
+
+    uint8_t interrupt_shadow;         // 1: after STI, MOV SS or POP SS, one instruction long
+    uint8_t nmi_blocked;
+    uint8_t nmi_pending;
+    uint8_t window_requested;         // stop with MARTLET_STOP_WINDOW when an interrupt could be taken
+    uint8_t pending_event;            // event being delivered when an exception strikes (for double faults)
+    uint8_t last_exception_vector;
+    uint8_t last_exception_valid;
+    uint8_t last_exception_has_error;
+    uint32_t last_exception_error;
+    uint64_t last_exception_rip;
+    uint64_t last_exception_cr2;
+
+    // An access that user space must answer; the instruction is restarted with the answer and finds it here.
+    uint16_t port_number;
+    uint8_t port_size;
+    uint8_t port_is_write;
+    uint8_t port_answered;            // the restarted instruction takes port_data
+    uint32_t port_data;
+    uint32_t mmio_count;              // fragments answered so far for the current instruction
+    uint32_t mmio_cursor;             // next fragment that the restarted instruction will ask for
+    uint32_t mmio_pending;            // fragment `mmio_count` is being asked of user space
+    martlet_mmio_fragment mmio[MARTLET_MMIO_FRAGMENTS];
+
+    martlet_cpu_hooks hooks;
+
+    uint32_t slot_count;
+    martlet_slot slots[MARTLET_MAX_SLOTS];
+    martlet_page_code *_Nullable page_code;
+
+    // Counters for statistics.
+    uint64_t tlb_misses;
+    uint64_t decoded_instructions;
+    uint64_t invalidated_pages;
+    uint64_t exceptions_delivered;
+    uint64_t interrupts_delivered;
+    uint64_t cache_flushes;
+
+    void *_Nullable owner;            // the Processor, for cold paths
+
+    // 16 is as much as Swift can import; the allocation is page-aligned.
+    uint8_t bounce[128] __attribute__((aligned(16)));
+    uint64_t bounce_address;
+    uint32_t bounce_size;
+
+    uint8_t fx[512] __attribute__((aligned(16))); // FXSAVE64 image: x87, MMX, XMM, MXCSR
+    uint8_t vector_scratch[64] __attribute__((aligned(16)));
+
+    // Lines filled since the last flush (table << 12 | line), so that a flush costs what was filled.
+    uint32_t fill_count;
+    uint16_t fill_list[MARTLET_FILL_LIST];
+
+    martlet_tlb_entry tlb_user[MARTLET_TLB_ENTRIES];
+    martlet_tlb_entry tlb_supervisor[MARTLET_TLB_ENTRIES];
+    martlet_tlb_entry tlb_supervisor_user[MARTLET_TLB_ENTRIES]; // supervisor that may touch user pages (no SMAP, or AC)
+    martlet_fetch_entry fetch_user[MARTLET_FETCH_ENTRIES];
+    martlet_fetch_entry fetch_supervisor[MARTLET_FETCH_ENTRIES];
+    martlet_jump_entry jumps[MARTLET_JUMP_ENTRIES];
+} martlet_cpu;
+
+static inline uint32_t martlet_attention(const martlet_cpu *_Nonnull cpu) {
+    return __atomic_load_n(&cpu->attention, __ATOMIC_RELAXED);
+}
+static inline void martlet_request_attention(martlet_cpu *_Nonnull cpu) {
+    __atomic_store_n(&cpu->attention, 1, __ATOMIC_SEQ_CST);
+}
+static inline void martlet_clear_attention(martlet_cpu *_Nonnull cpu) {
+    __atomic_store_n(&cpu->attention, 0, __ATOMIC_SEQ_CST);
+}
+// The futex word for a sleeping vCPU.
+static inline uint32_t *_Nonnull martlet_attention_word(martlet_cpu *_Nonnull cpu) { return &cpu->attention; }
+
+static inline martlet_segment *_Nonnull martlet_segments(martlet_cpu *_Nonnull cpu) { return cpu->segments; }
+static inline uint64_t *_Nonnull martlet_segment_bases(martlet_cpu *_Nonnull cpu) { return cpu->segment_base; }
+static inline uint16_t *_Nonnull martlet_status(martlet_cpu *_Nonnull cpu) { return &cpu->status; }
+static inline martlet_slot *_Nonnull martlet_slots(martlet_cpu *_Nonnull cpu) { return cpu->slots; }
+static inline martlet_mmio_fragment *_Nonnull martlet_mmio(martlet_cpu *_Nonnull cpu) { return cpu->mmio; }
+static inline uint8_t *_Nonnull martlet_bounce(martlet_cpu *_Nonnull cpu) { return cpu->bounce; }
+static inline uint8_t *_Nonnull martlet_fx(martlet_cpu *_Nonnull cpu) { return cpu->fx; }
+static inline martlet_jump_entry *_Nonnull martlet_jumps(martlet_cpu *_Nonnull cpu) { return cpu->jumps; }
+static inline uint16_t *_Nonnull martlet_fill_list(martlet_cpu *_Nonnull cpu) { return cpu->fill_list; }
+static inline uint64_t *_Nonnull martlet_debug_registers(martlet_cpu *_Nonnull cpu) { return cpu->debug_registers; }
+static inline uint64_t *_Nonnull martlet_mtrr_fixed(martlet_cpu *_Nonnull cpu) { return cpu->mtrr_fixed; }
+static inline uint64_t *_Nonnull martlet_mtrr_variable(martlet_cpu *_Nonnull cpu) { return cpu->mtrr_variable; }
+static inline martlet_tlb_entry *_Nonnull martlet_tlb_table(martlet_cpu *_Nonnull cpu, uint32_t number) {
+    return number == 0 ? cpu->tlb_user : number == 1 ? cpu->tlb_supervisor : cpu->tlb_supervisor_user;
+}
+static inline martlet_fetch_entry *_Nonnull martlet_fetch_table(martlet_cpu *_Nonnull cpu, uint32_t user) {
+    return user ? cpu->fetch_user : cpu->fetch_supervisor;
+}
+
+#endif

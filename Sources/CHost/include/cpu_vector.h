@@ -1,0 +1,32 @@
+// What CPU/Vector needs from C: places inside the vCPU state that generated code addresses, and memory to generate it in.
+#ifndef MARTLET_CPU_VECTOR_H
+#define MARTLET_CPU_VECTOR_H
+
+#include "cpu_state.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+// Offsets inside martlet_cpu for generated code. `gpr` is at 0.
+static const int32_t martlet_offset_status = offsetof(martlet_cpu, status);
+static const int32_t martlet_offset_cr0 = offsetof(martlet_cpu, cr0);
+static const int32_t martlet_offset_cr4 = offsetof(martlet_cpu, cr4);
+static const int32_t martlet_offset_fx = offsetof(martlet_cpu, fx);
+_Static_assert(offsetof(martlet_cpu, gpr) == 0, "generated code takes the state for the register file");
+_Static_assert(offsetof(martlet_cpu, fx) % 16 == 0, "FXSAVE wants 16-byte alignment");
+
+static inline uint8_t *_Nonnull martlet_vector_scratch(martlet_cpu *_Nonnull cpu) { return cpu->vector_scratch; }
+
+// The FXSAVE image's x87 part, and all of it, as values that Swift can copy without touching the heap.
+typedef struct martlet_x87_image {
+    uint64_t words[20];
+} martlet_x87_image;
+typedef struct martlet_fx_image {
+    uint64_t words[64];
+} martlet_fx_image;
+
+/// Maps `size` bytes twice, for writing and for executing; no address is ever both. 0, or -errno.
+long martlet_map_code(size_t size, void *_Nullable *_Nonnull writable, void *_Nullable *_Nonnull executable);
+void martlet_unmap_code(size_t size, void *_Nonnull writable, void *_Nonnull executable);
+
+#endif

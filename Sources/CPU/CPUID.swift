@@ -1,0 +1,94 @@
+public import CHost
+
+// CPUID (SDM vol. 2, CPUID): the leaves of this processor. A feature is listed only when it is implemented here, and,
+// where the host's own instruction does the work, when the host has it.
+
+/// Feature bits by leaf and register.
+private enum Features {
+    // Leaf 1 EDX: FPU VME DE PSE TSC MSR PAE MCE CX8 APIC SEP MTRR PGE MCA CMOV PAT PSE36 CLFSH (MMX FXSR SSE SSE2: vector).
+    static let leaf1EDX: UInt32 =
+        1 << 0 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 9 | 1 << 11 | 1 << 12 | 1 << 13
+        | 1 << 15 | 1 << 16 | 1 << 17 | 1 << 19
+    // Leaf 1 ECX: CX16 MOVBE POPCNT HYPERVISOR.
+    static let leaf1ECX: UInt32 = 1 << 13 | 1 << 22 | 1 << 23 | 1 << 31
+    // Leaf 7 EBX: FSGSBASE TSC_ADJUST SMEP ERMS SMAP.
+    static let leaf7EBX: UInt32 = 1 << 0 | 1 << 1 | 1 << 7 | 1 << 9 | 1 << 20
+    // Leaf 7 ECX: UMIP.
+    static let leaf7ECX: UInt32 = 1 << 2
+    // Leaf 7 EDX: FSRM, IBRS/IBPB, ARCH_CAPABILITIES.
+    static let leaf7EDX: UInt32 = 1 << 4 | 1 << 26 | 1 << 29
+    // Leaf 0x80000001 EDX: SYSCALL NX RDTSCP LM (page size extension of 1 GiB too).
+    static let extendedEDX: UInt32 = 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29
+    // Leaf 0x80000001 ECX: LAHF in 64-bit mode, PREFETCHW.
+    static let extendedECX: UInt32 = 1 << 0 | 1 << 8
+}
+
+extension Processor {
+    /// Every leaf that this processor has; the engine adds its own (paravirtual leaves, APIC features).
+    public static func supportedCPUID() -> [kvm_cpuid_entry2] {
+        let vector = VectorUnit.supportedFeatures()
+        var entries: [kvm_cpuid_entry2] = []
+        func add(_ leaf: UInt32, _ eax: UInt32, _ ebx: UInt32, _ ecx: UInt32, _ edx: UInt32, subleaf: UInt32? = nil) {
+            var entry = kvm_cpuid_entry2()
+            entry.function = leaf
+            entry.index = subleaf ?? 0
+            entry.flags = subleaf == nil ? 0 : 1
+            entry.eax = eax
+            entry.ebx = ebx
+            entry.ecx = ecx
+            entry.edx = edx
+            entries.append(entry)
+        }
+        func text(_ string: StaticString) -> [UInt32] {
+            string.withUTF8Buffer { bytes in
+                (0..<bytes.count / 4).map { word in
+                    (0..<4).reduce(UInt32(0)) { $0 | UInt32(bytes[word * 4 + $1]) << UInt32($1 * 8) }
+                }
+            }
+        }
+        let vendor = text("GenuineIntel")
+        add(0, 0xD, vendor[0], vendor[2], vendor[1])
+        // Family 6, model 0x6A, stepping 6; CLFLUSH line of 64 bytes, one logical processor.
+        add(1, 0x0006_06A6, 0x0001_0800, Features.leaf1ECX | vector.leaf1ecx, Features.leaf1EDX | vector.leaf1edx)
+        add(2, 0x0076_0301, 0xF0B5_FF, 0, 0x00C3_0000)
+        add(4, 0x121, 0x02C0_003F, 0x3F, 0, subleaf: 0)
+        add(4, 0x122, 0x01C0_003F, 0x3F, 0, subleaf: 1)
+        add(4, 0x143, 0x03C0_003F, 0x3FF, 0, subleaf: 2)
+        add(4, 0, 0, 0, 0, subleaf: 3)
+        add(6, 1 << 2, 0, 0, 0)
+        add(7, 0, Features.leaf7EBX | vector.leaf7ebx, Features.leaf7ECX, Features.leaf7EDX, subleaf: 0)
+        add(0xA, 0, 0, 0, 0)
+        add(0x8000_0000, 0x8000_0008, 0, 0, 0)
+        add(0x8000_0001, 0, 0, Features.extendedECX, Features.extendedEDX)
+        let brand = text("Martlet software x86-64 processor               ")
+        for index in 0..<3 {
+            add(
+                0x8000_0002 + UInt32(index), brand[index * 4], brand[index * 4 + 1], brand[index * 4 + 2],
+                brand[index * 4 + 3])
+        }
+        add(0x8000_0006, 0, 0, 0x0100_6040, 0)
+        add(0x8000_0007, 0, 0, 0, 1 << 8)
+        // 40 physical and 48 virtual address bits.
+        add(0x8000_0008, 0x3028, 0, 0, 0)
+        return entries
+    }
+
+    /// KVM_SET_CPUID2.
+    public func setCPUID(_ entries: [kvm_cpuid_entry2]) {
+        cpuidEntries = entries
+        if let sizes = entries.first(where: { $0.function == 0x8000_0008 }) {
+            let bits = UInt64(min(52, max(32, sizes.eax & 0xFF)))
+            state.pointee.physical_address_mask = (1 << bits) - 1
+        }
+    }
+
+    /// What CPUID returns (EAX, EBX, ECX, EDX): an unknown leaf reads as zeros, as on AMD, not as the highest one.
+    func cpuid(_ leaf: UInt32, _ subleaf: UInt32) -> (UInt32, UInt32, UInt32, UInt32) {
+        for entry in cpuidEntries where entry.function == leaf && (entry.flags & 1 == 0 || entry.index == subleaf) {
+            var edx = entry.edx
+            if leaf == 1, state.pointee.apic_base & (1 << 11) == 0 { edx &= ~(1 << 9) }
+            return (entry.eax, entry.ebx, entry.ecx, edx)
+        }
+        return (0, 0, 0, 0)
+    }
+}

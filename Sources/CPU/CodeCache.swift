@@ -1,0 +1,119 @@
+internal import CHost
+internal import Glibc
+
+/// Decoded instructions: blocks of straight-line code, found by guest-physical address and code size, listed by page so
+/// that a store can drop them. Bounded: when the arena is full everything is dropped.
+final class CodeCache {
+    /// 56 bytes each: 9 MiB.
+    static let instructionCapacity = 160_000
+    static let blockCapacity = 32_768
+    private static let hashSize = 32_768
+
+    struct Block {
+        /// Guest-physical address of the first instruction << 2 | code size; all ones when dropped.
+        var key: UInt64
+        var first: UInt32
+        var count: UInt32
+        var nextInHash: UInt32
+        var nextInPage: UInt32
+    }
+
+    private let instructions: Insn
+    private let blocks: UnsafeMutablePointer<Block>
+    private let hash: UnsafeMutablePointer<UInt32>
+    private var instructionCount = 0
+    /// Block 0 means none.
+    private var blockCount = 1
+
+    init() {
+        func allocate<T>(_ count: Int, _ type: T.Type) -> UnsafeMutablePointer<T> {
+            let size = count * MemoryLayout<T>.stride
+            let memory = mmap(nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+            precondition(memory != MAP_FAILED, "no address space for the decoded-code cache")
+            return memory!.bindMemory(to: T.self, capacity: count)
+        }
+        instructions = allocate(Self.instructionCapacity, martlet_insn.self)
+        blocks = allocate(Self.blockCapacity, Block.self)
+        hash = allocate(Self.hashSize, UInt32.self)
+    }
+
+    deinit {
+        munmap(instructions, Self.instructionCapacity * MemoryLayout<martlet_insn>.stride)
+        munmap(blocks, Self.blockCapacity * MemoryLayout<Block>.stride)
+        munmap(hash, Self.hashSize * MemoryLayout<UInt32>.stride)
+    }
+
+    static func key(_ guestPhysical: UInt64, mode: UInt8) -> UInt64 { guestPhysical << 2 | UInt64(mode) }
+
+    private func bucket(_ key: UInt64) -> Int {
+        Int(truncatingIfNeeded: (key ^ (key >> 15)) & UInt64(Self.hashSize - 1))
+    }
+
+    func find(_ key: UInt64) -> Insn? {
+        var number = hash[bucket(key)]
+        while number != 0 {
+            let block = blocks + Int(number)
+            if block.pointee.key == key { return instructions + Int(block.pointee.first) }
+            number = block.pointee.nextInHash
+        }
+        return nil
+    }
+
+    /// Room for a block of up to `count` instructions, or nil when the arena is full.
+    func reserve(_ count: Int) -> Insn? {
+        guard instructionCount + count <= Self.instructionCapacity, blockCount < Self.blockCapacity else { return nil }
+        return instructions + instructionCount
+    }
+
+    /// Makes the `count` instructions at the place of the last `reserve` a block.
+    func add(key: UInt64, count: Int, to page: UnsafeMutablePointer<martlet_page_code>) {
+        let place = bucket(key)
+        blocks[blockCount] = Block(
+            key: key, first: UInt32(instructionCount), count: UInt32(count), nextInHash: hash[place],
+            nextInPage: page.pointee.first_block)
+        hash[place] = UInt32(blockCount)
+        page.pointee.first_block = UInt32(blockCount)
+        blockCount += 1
+        instructionCount += count
+    }
+
+    /// Drops the blocks of one page. Their instructions stay, each turned into `stale`, since links to them and the
+    /// block being executed may still lead there.
+    func drop(page: UnsafeMutablePointer<martlet_page_code>, stale: UnsafeMutableRawPointer) {
+        var number = page.pointee.first_block
+        while number != 0 {
+            let block = blocks + Int(number)
+            for index in 0..<Int(block.pointee.count) {
+                instructions[Int(block.pointee.first) + index].handler = stale
+            }
+            unlink(number)
+            block.pointee.key = .max
+            number = block.pointee.nextInPage
+        }
+        page.pointee.first_block = 0
+        page.pointee.granules = 0
+    }
+
+    private func unlink(_ number: UInt32) {
+        let place = bucket(blocks[Int(number)].key)
+        if hash[place] == number {
+            hash[place] = blocks[Int(number)].nextInHash
+            return
+        }
+        var previous = hash[place]
+        while previous != 0 {
+            if blocks[Int(previous)].nextInHash == number {
+                blocks[Int(previous)].nextInHash = blocks[Int(number)].nextInHash
+                return
+            }
+            previous = blocks[Int(previous)].nextInHash
+        }
+    }
+
+    /// Drops everything. The caller clears the pages' lists and makes links and jump entries stale.
+    func reset() {
+        hash.update(repeating: 0, count: Self.hashSize)
+        instructionCount = 0
+        blockCount = 1
+    }
+}

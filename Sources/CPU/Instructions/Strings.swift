@@ -1,0 +1,207 @@
+internal import CHost
+
+// MOVS CMPS STOS LODS SCAS INS OUTS, with REP (SDM vol. 2; interruptible between elements, vol. 1 §7.3.9.1). Upward
+// REP MOVS and STOS go by pages: two checks and one host instruction for a page's worth.
+
+private let rsiNumber = 6
+private let rdiNumber = 7
+
+private func offset(_ s: State, _ i: Insn, _ register: Int) -> UInt64 {
+    maskAddress(s.register(register), i.pointee.address_size)
+}
+
+private func advance(_ s: State, _ i: Insn, _ register: Int, _ bytes: UInt64) {
+    let size = i.pointee.address_size
+    let value = s.register(register)
+    let moved = value &+ bytes
+    writeRegister(s, UInt8(register * 8), size == 2 ? moved & 0xFFFF : moved, size: size)
+}
+
+private func step(_ s: State, _ size: UInt8) -> UInt64 {
+    s.pointee.rflags & RFlags.direction != 0 ? 0 &- UInt64(size) : UInt64(size)
+}
+
+/// The source of MOVS, CMPS, LODS, OUTS: DS:rSI or the overriding segment.
+private func sourceAddress(_ s: State, _ i: Insn, _ size: Int) -> UInt64? {
+    segmentedAddress(
+        s, segment: Int(i.pointee.segment), offset: offset(s, i, rsiNumber), size: size, kind: AccessKind.read)
+}
+
+/// The destination: always ES:rDI.
+private func destinationAddress(_ s: State, _ i: Insn, _ size: Int, _ kind: UInt8) -> UInt64? {
+    segmentedAddress(s, segment: SegmentRegister.es, offset: offset(s, i, rdiNumber), size: size, kind: kind)
+}
+
+private func readSized(_ s: State, _ address: UInt64, _ size: Int) -> UInt64? {
+    guard let pointer = readPointer(s, address, size) else { return nil }
+    return loadSized(pointer, size)
+}
+
+private func writeSized(_ s: State, _ address: UInt64, _ value: UInt64, _ size: Int) -> Bool {
+    guard let pointer = writePointer(s, address, size) else { return false }
+    storeSized(pointer, value, size)
+    return commit(s, pointer, size)
+}
+
+/// One element. False: fault or exit recorded, nothing changed.
+private func element(_ s: State, _ i: Insn, _ mnemonic: Mnemonic) -> Bool {
+    let size = Int(i.pointee.size)
+    let stepBytes = step(s, i.pointee.size)
+    switch mnemonic {
+    case .movs:
+        guard let source = sourceAddress(s, i, size), let value = readSized(s, source, size),
+            let target = destinationAddress(s, i, size, AccessKind.write), writeSized(s, target, value, size)
+        else { return false }
+        advance(s, i, rsiNumber, stepBytes)
+        advance(s, i, rdiNumber, stepBytes)
+    case .stos:
+        guard let target = destinationAddress(s, i, size, AccessKind.write),
+            writeSized(s, target, s.register(0), size)
+        else { return false }
+        advance(s, i, rdiNumber, stepBytes)
+    case .lods:
+        guard let source = sourceAddress(s, i, size), let value = readSized(s, source, size) else { return false }
+        writeRegister(s, 0, value, size: i.pointee.size)
+        advance(s, i, rsiNumber, stepBytes)
+    case .scas:
+        guard let target = destinationAddress(s, i, size, AccessKind.read), let value = readSized(s, target, size)
+        else { return false }
+        compare(s, s.register(0), value, size)
+        advance(s, i, rdiNumber, stepBytes)
+    default:
+        guard let source = sourceAddress(s, i, size), let left = readSized(s, source, size),
+            let target = destinationAddress(s, i, size, AccessKind.read), let right = readSized(s, target, size)
+        else { return false }
+        compare(s, left, right, size)
+        advance(s, i, rsiNumber, stepBytes)
+        advance(s, i, rdiNumber, stepBytes)
+    }
+    return true
+}
+
+private func compare(_ s: State, _ left: UInt64, _ right: UInt64, _ size: Int) {
+    switch size {
+    case 1: _ = UInt8.cmp(UInt8(truncatingIfNeeded: left), UInt8(truncatingIfNeeded: right), s.statusPointer)
+    case 2: _ = UInt16.cmp(UInt16(truncatingIfNeeded: left), UInt16(truncatingIfNeeded: right), s.statusPointer)
+    case 4: _ = UInt32.cmp(UInt32(truncatingIfNeeded: left), UInt32(truncatingIfNeeded: right), s.statusPointer)
+    default: _ = UInt64.cmp(left, right, s.statusPointer)
+    }
+}
+
+/// A pointer to `bytes` of plain RAM on one page. Nil with nothing recorded: not plain RAM, go by elements.
+private func pagePointer(_ s: State, _ address: UInt64, _ bytes: Int, _ kind: UInt8) -> UnsafeMutableRawPointer? {
+    let line = tlbLine(s, address)
+    let tag = kind == AccessKind.read ? line.pointee.read_tag : line.pointee.write_tag
+    if address &- tag <= pageSize &- UInt64(bytes) { return hostPointer(address, line.pointee.addend) }
+    if s.pointee.mode == CodeMode.bits64, !isCanonical(address) { return nil }
+    guard let target = resolveData(s, address, kind), let host = target.host else {
+        s.pointee.stop = UInt32(MARTLET_STOP_NONE)
+        return nil
+    }
+    if kind == AccessKind.write { noteCodeWrite(s, target.guestPhysical, bytes) }
+    return host
+}
+
+/// As many elements as fit both pages, at once. Returns the number done, 0 to go by elements.
+private func pageChunk(_ s: State, _ i: Insn, _ mnemonic: Mnemonic, _ count: UInt64) -> UInt64 {
+    guard s.pointee.mode == CodeMode.bits64, i.pointee.address_size == 8,
+        s.pointee.rflags & RFlags.direction == 0
+    else { return 0 }
+    let size = UInt64(i.pointee.size)
+    let target = s.register(rdiNumber)
+    var elements = min(count, (pageSize &- (target & pageMask)) / size)
+    if mnemonic == .stos {
+        guard elements > 1, let pointer = pagePointer(s, target, Int(elements &* size), AccessKind.write) else {
+            return 0
+        }
+        alu_rep_stos(pointer, s.register(0), elements, i.pointee.size)
+        s.setRegister(rdiNumber, target &+ elements &* size)
+        return elements
+    }
+    let source = s.register(rsiNumber) &+ s.segmentBases[Int(i.pointee.segment)]
+    elements = min(elements, (pageSize &- (source & pageMask)) / size)
+    guard elements > 1, let from = pagePointer(s, source, Int(elements &* size), AccessKind.read),
+        let to = pagePointer(s, target, Int(elements &* size), AccessKind.write)
+    else { return 0 }
+    alu_rep_movs(to, from, elements, i.pointee.size)
+    s.setRegister(rsiNumber, s.register(rsiNumber) &+ elements &* size)
+    s.setRegister(rdiNumber, target &+ elements &* size)
+    return elements
+}
+
+let stringHandler: Handler = { s, i in
+    let mnemonic = Mnemonic(rawValue: i.pointee.mnemonic) ?? .movs
+    let repeats = i.pointee.flags & (InsnFlag.rep | InsnFlag.repne) != 0
+    guard repeats else { return element(s, i, mnemonic) ? i + 1 : stop(s, i) }
+    let compares = mnemonic == .cmps || mnemonic == .scas
+    let usesChunks = mnemonic == .movs || mnemonic == .stos
+    var budget = 4096
+    while true {
+        let count = offset(s, i, 1)
+        if count == 0 { return i + 1 }
+        let chunk = usesChunks ? pageChunk(s, i, mnemonic, count) : 0
+        if chunk == 0 {
+            guard element(s, i, mnemonic) else { return stop(s, i) }
+        }
+        advance(s, i, 1, 0 &- max(chunk, 1))
+        if compares {
+            let isZero = s.pointee.status & 0x4000 != 0
+            if isZero != (i.pointee.flags & InsnFlag.rep != 0) { return i + 1 }
+        }
+        budget &-= 1
+        if let interrupted = pauseRepeat(s, i, budget) { return interrupted.next }
+    }
+}
+
+private struct Pause {
+    var next: Insn?
+}
+
+/// Between elements: lets the outer loop see attention, the trap flag and answered accesses.
+@inline(__always) private func pauseRepeat(_ s: State, _ i: Insn, _ budget: Int) -> Pause? {
+    let answered = s.pointee.mmio_count | UInt32(s.pointee.port_answered) != 0
+    let traps = s.pointee.rflags & RFlags.trap != 0
+    guard answered || traps || budget <= 0 || martlet_attention(s) != 0 else { return nil }
+    // The last element ends the instruction; otherwise it is restarted where it stands.
+    if offset(s, i, 1) == 0 { return Pause(next: i + 1) }
+    return Pause(next: stop(s, i))
+}
+
+// MARK: - INS, OUTS: one port access an element
+
+let portStringHandler: Handler = { s, i in
+    let size = i.pointee.size
+    let port = UInt16(truncatingIfNeeded: s.register(2))
+    guard mayAccessPort(s, port, size) else { return stop(s, i) }
+    let repeats = i.pointee.flags & (InsnFlag.rep | InsnFlag.repne) != 0
+    var budget = 256
+    while true {
+        if repeats, offset(s, i, 1) == 0 { return i + 1 }
+        let done = i.pointee.mnemonic == Mnemonic.ins.rawValue ? inElement(s, i, port) : outElement(s, i, port)
+        guard done else { return stop(s, i) }
+        guard repeats else { return i + 1 }
+        advance(s, i, 1, 0 &- 1)
+        budget &-= 1
+        if let paused = pauseRepeat(s, i, budget) { return paused.next }
+    }
+}
+
+private func inElement(_ s: State, _ i: Insn, _ port: UInt16) -> Bool {
+    let size = Int(i.pointee.size)
+    // The destination is checked before the port is read: the read may have side effects.
+    guard let address = destinationAddress(s, i, size, AccessKind.write),
+        writePointer(s, address, size) != nil, let value = readPort(s, port, i.pointee.size),
+        writeSized(s, address, UInt64(value), size)
+    else { return false }
+    advance(s, i, rdiNumber, step(s, i.pointee.size))
+    return true
+}
+
+private func outElement(_ s: State, _ i: Insn, _ port: UInt16) -> Bool {
+    let size = Int(i.pointee.size)
+    guard let address = sourceAddress(s, i, size), let value = readSized(s, address, size),
+        writePort(s, port, i.pointee.size, UInt32(truncatingIfNeeded: value))
+    else { return false }
+    advance(s, i, rsiNumber, step(s, i.pointee.size))
+    return true
+}

@@ -1,0 +1,336 @@
+public import CHost
+internal import Glibc
+
+/// Why `Processor.run()` returned.
+public enum Stop: Sendable {
+    /// The attention word was set.
+    case attention
+    /// A port access that no hook handled; see `martlet_cpu.port_*`.
+    case portIO
+    /// A memory-mapped access that no hook handled; see `martlet_cpu.mmio`.
+    case mmio
+    /// HLT; rip is behind it.
+    case halt
+    /// Triple fault.
+    case shutdown
+    /// An interrupt window was asked for and is open.
+    case window
+}
+
+/// One software vCPU: architectural state, decoded code and the interpreter's loop. Owned by one thread at a time.
+public final class Processor {
+    public let state: State
+    let cache = CodeCache()
+    let tables = OpcodeTables.shared
+    let stubs: StubCache
+    /// A page-crossing instruction and the end of its block: decoded anew each time.
+    private let scratch: Insn
+    private var pageCodeCount = 0
+    private var dirtyPages: [UInt64] = []
+    var cpuidEntries: [kvm_cpuid_entry2] = []
+    /// The TSC offset at power-on; IA32_TSC_ADJUST is what the guest has added since.
+    public var tscOffsetBase: UInt64 = 0
+
+    /// Longest block, in instructions.
+    private static let longestBlock = 48
+
+    /// A processor in the power-on state (SDM vol. 3A table 9-1).
+    public init(apicID: Int) {
+        let size = MemoryLayout<martlet_cpu>.stride
+        let memory = mmap(nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        precondition(memory != MAP_FAILED, "no memory for a vCPU's state")
+        state = memory!.bindMemory(to: martlet_cpu.self, capacity: 1)
+        scratch = .allocate(capacity: 2)
+        scratch.initialize(repeating: martlet_insn(), count: 2)
+        stubs = StubCache()
+        state.pointee.owner = Unmanaged.passUnretained(self).toOpaque()
+        state.pointee.apic_base = 0xFEE0_0900
+        state.pointee.physical_address_mask = 0xFF_FFFF_FFFF
+        initializeTLB(state)
+        cpuidEntries = Processor.supportedCPUID()
+        reset()
+    }
+
+    deinit {
+        releasePageCode()
+        scratch.deallocate()
+        munmap(state, MemoryLayout<martlet_cpu>.stride)
+    }
+
+    private func releasePageCode() {
+        if let table = state.pointee.page_code {
+            munmap(table, max(1, pageCodeCount) * MemoryLayout<martlet_page_code>.stride)
+        }
+        state.pointee.page_code = nil
+    }
+
+    /// Replaces the memory slots; everything derived from the old ones is dropped.
+    public func setSlots(_ slots: [martlet_slot]) {
+        precondition(slots.count <= Int(MARTLET_MAX_SLOTS), "too many memory slots")
+        releasePageCode()
+        var pages: UInt64 = 0
+        for (index, slot) in slots.enumerated() {
+            state.slotTable[index] = slot
+            state.slotTable[index].page_index = pages
+            pages += slot.size >> 12
+        }
+        state.pointee.slot_count = UInt32(slots.count)
+        pageCodeCount = Int(pages)
+        let size = max(1, pageCodeCount) * MemoryLayout<martlet_page_code>.stride
+        let memory = mmap(nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        precondition(memory != MAP_FAILED, "no address space for the code map")
+        state.pointee.page_code = memory!.bindMemory(to: martlet_page_code.self, capacity: max(1, pageCodeCount))
+        dirtyPages = slots.contains { $0.flags & slotLogsDirty != 0 } ? Array(repeating: 0, count: Int(pages + 63) / 64) : []
+        cache.reset()
+        flushTLB()
+    }
+
+    public func flushTLB() { flushTranslations(state, keepGlobal: false) }
+
+    // MARK: Dirty log
+
+    func markDirty(_ page: Int) {
+        guard page >> 6 < dirtyPages.count else { return }
+        dirtyPages[page >> 6] |= 1 << UInt64(page & 63)
+    }
+
+    /// The pages of a slot written since the last call, one bit each, or nil for an unknown slot.
+    public func dirtyLog(slot identifier: UInt32) -> [UInt64]? {
+        guard let slot = (0..<Int(state.pointee.slot_count)).map({ state.slotTable[$0] })
+            .first(where: { $0.identifier == identifier && $0.flags & slotLogsDirty != 0 })
+        else { return nil }
+        let count = Int(slot.size >> 12)
+        var bitmap = [UInt64](repeating: 0, count: (count + 63) / 64)
+        for page in 0..<count {
+            let number = Int(slot.page_index) + page
+            let bit: UInt64 = 1 << UInt64(number & 63)
+            if dirtyPages[number >> 6] & bit != 0 {
+                bitmap[page >> 6] |= 1 << UInt64(page & 63)
+                dirtyPages[number >> 6] &= ~bit
+            }
+        }
+        flushTLB()
+        return bitmap
+    }
+
+    // MARK: Code
+
+    /// Drops the decoded code of a page that is being written.
+    @inline(never) func invalidateCode(page: Int) {
+        state.pointee.invalidated_pages &+= 1
+        cache.drop(
+            page: state.pointee.page_code! + page,
+            stale: unsafeBitCast(staleHandler, to: UnsafeMutableRawPointer.self))
+    }
+
+    private func dropAllCode() {
+        state.pointee.cache_flushes &+= 1
+        cache.reset()
+        stubs.reset()
+        // Fresh zero pages; the granules of every page are forgotten with them.
+        if let table = state.pointee.page_code {
+            madvise(table, max(1, pageCodeCount) * MemoryLayout<martlet_page_code>.stride, MADV_DONTNEED)
+        }
+        flushTranslations(state, keepGlobal: false)
+    }
+
+    /// The first instruction at rip, decoded now if need be. Nil: an exception was recorded (rip unchanged).
+    @inline(never) func lookup() -> Insn? {
+        let s = state
+        let rip = s.pointee.rip
+        guard let linear = fetchAddress(s, rip), let page = fetchPage(s, linear) else { return nil }
+        let offset = UInt16(linear & pageMask)
+        s.setRegister(Int(MARTLET_PAGE_RIP_REGISTER), rip &- UInt64(offset))
+        guard page.pointee.host != nil else {
+            raise(s, .invalidOpcode)
+            return nil
+        }
+        let key = CodeCache.key(page.pointee.guest_physical | UInt64(offset), mode: s.pointee.mode)
+        if let found = cache.find(key) {
+            remember(rip, found)
+            return found
+        }
+        guard let decoded = decodeBlock(page: page.pointee, offset: offset, linear: linear, key: key) else { return nil }
+        if decoded != scratch { remember(rip, decoded) }
+        return decoded
+    }
+
+    private func remember(_ rip: UInt64, _ target: Insn) {
+        let s = state
+        s.jumpTable[jumpIndex(rip)] = martlet_jump_entry(
+            rip: rip, key: s.pointee.fetch_key, target: target,
+            page_rip: s.register(Int(MARTLET_PAGE_RIP_REGISTER)))
+    }
+
+    /// Decodes from `offset` of a page to the end of the block. Nil: an exception was recorded.
+    private func decodeBlock(page: martlet_fetch_entry, offset: UInt16, linear: UInt64, key: UInt64) -> Insn? {
+        let s = state
+        guard let place = cache.reserve(Self.longestBlock + 1) else {
+            dropAllCode()
+            return lookup()
+        }
+        var count = 0
+        var position = Int(offset)
+        var ended = false
+        while count < Self.longestBlock, position < Int(pageSize), !ended {
+            let i = place + count
+            var decoder = Decoder(
+                bytes: UnsafePointer(page.host! + position), available: min(15, Int(pageSize) - position),
+                mode: s.pointee.mode, tables: tables)
+            let result = decoder.decode(into: i)
+            if result == .needsMore {
+                if count == 0 { return decodeCrossing(page: page, offset: offset, linear: linear) }
+                break
+            }
+            i.pointee.page_offset = UInt16(position)
+            guard bindDecoded(i, result) else {
+                dropAllCode()
+                return lookup()
+            }
+            position += Int(i.pointee.length)
+            ended = result != .done || decoder.entry.flags & OpcodeEntry.endsBlock != 0
+            count += 1
+        }
+        s.pointee.decoded_instructions &+= UInt64(count)
+        if !ended {
+            place[count] = martlet_insn()
+            place[count].page_offset = UInt16(position)
+            place[count].handler = unsafeBitCast(endOfBlockHandler, to: UnsafeMutableRawPointer.self)
+            count += 1
+        }
+        registerCode(page: page, from: Int(offset), to: min(position, Int(pageSize)), key: key, count: count)
+        return place
+    }
+
+    private func registerCode(page: martlet_fetch_entry, from: Int, to: Int, key: UInt64, count: Int) {
+        let code = state.pointee.page_code! + Int(page.page_index)
+        let first = UInt64(from >> 6)
+        let last = UInt64((max(to, from + 1) - 1) >> 6)
+        if code.pointee.granules == 0 { protectCodePage(state, host: UInt64(UInt(bitPattern: page.host!))) }
+        code.pointee.granules |= (UInt64.max << first) & (UInt64.max >> (63 - last))
+        cache.add(key: key, count: count, to: code)
+    }
+
+    /// Sets the handler of a decoded (or undecodable) instruction. False: no room for stubs.
+    private func bindDecoded(_ i: Insn, _ result: DecodeResult) -> Bool {
+        switch result {
+        case .done:
+            foldRIP(i)
+            return bind(i, stubs: stubs)
+        case .invalid, .needsMore:
+            i.pointee.handler = unsafeBitCast(invalidOpcodeHandler, to: UnsafeMutableRawPointer.self)
+        case .tooLong:
+            i.pointee.handler = unsafeBitCast(tooLongHandler, to: UnsafeMutableRawPointer.self)
+        }
+        return true
+    }
+
+    /// RIP-relative operands become relative to the page: one constant for every place the page is mapped at.
+    private func foldRIP(_ i: Insn) {
+        guard i.pointee.base == UInt8(MARTLET_PAGE_RIP_REGISTER * 8),
+            i.pointee.flags & InsnFlag.complexAddress == 0
+        else { return }
+        let next = Int32(i.pointee.page_offset) + Int32(i.pointee.length)
+        let (sum, overflow) = i.pointee.displacement.addingReportingOverflow(next)
+        if overflow {
+            i.pointee.flags |= InsnFlag.complexAddress
+        } else {
+            i.pointee.displacement = sum
+        }
+    }
+
+    /// An instruction whose bytes are on two pages. Both must be fetchable; nothing of it is cached.
+    private func decodeCrossing(page: martlet_fetch_entry, offset: UInt16, linear: UInt64) -> Insn? {
+        let s = state
+        let firstCount = Int(pageSize) - Int(offset)
+        var buffer: (UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0)
+        let nextAddress = linearSum(s, linear, UInt64(firstCount))
+        guard let host = page.host, let second = fetchPage(s, nextAddress) else { return nil }
+        let secondHost = second.pointee.host
+        let result = withUnsafeMutableBytes(of: &buffer) { bytes -> DecodeResult in
+            bytes.baseAddress!.copyMemory(from: host + Int(offset), byteCount: firstCount)
+            if let secondHost {
+                (bytes.baseAddress! + firstCount).copyMemory(from: secondHost, byteCount: 15 - firstCount)
+            } else {
+                memset(bytes.baseAddress! + firstCount, 0xFF, 15 - firstCount)
+            }
+            var decoder = Decoder(
+                bytes: bytes.baseAddress!.assumingMemoryBound(to: UInt8.self), available: 15, mode: s.pointee.mode,
+                tables: tables)
+            return decoder.decode(into: scratch)
+        }
+        scratch.pointee.page_offset = offset
+        guard bindDecoded(scratch, result) else {
+            dropAllCode()
+            return lookup()
+        }
+        scratch.pointee.flags |= InsnFlag.uncached
+        scratch[1] = martlet_insn()
+        scratch[1].page_offset = offset &+ UInt16(scratch.pointee.length)
+        scratch[1].handler = unsafeBitCast(endOfBlockHandler, to: UnsafeMutableRawPointer.self)
+        s.pointee.decoded_instructions &+= 1
+        return scratch
+    }
+}
+
+@inline(__always) func jumpIndex(_ rip: UInt64) -> Int {
+    Int(truncatingIfNeeded: (rip ^ (rip >> 12)) & UInt64(MARTLET_JUMP_ENTRIES - 1))
+}
+
+/// The linear address to fetch from at `rip`, checked (SDM vol. 3A §5.3). Nil: fault recorded.
+func fetchAddress(_ s: State, _ rip: UInt64) -> UInt64? {
+    if s.pointee.mode == CodeMode.bits64 {
+        if isCanonical(rip) { return rip }
+        raise(s, .generalProtection, error: 0)
+        return nil
+    }
+    let cs = s.segment(SegmentRegister.cs).pointee
+    guard rip <= UInt64(cs.limit) else {
+        raise(s, .generalProtection, error: 0)
+        return nil
+    }
+    return (cs.base &+ rip) & 0xFFFF_FFFF
+}
+
+/// The next block at rip, by the jump cache where possible. Nil: attention, or an exception was recorded.
+@inline(__always) func nextBlock(_ s: State) -> Insn? {
+    if martlet_attention(s) != 0 {
+        s.pointee.stop = UInt32(MARTLET_STOP_ATTENTION)
+        return nil
+    }
+    return findBlock(s)
+}
+
+@inline(__always) func findBlock(_ s: State) -> Insn? {
+    let rip = s.pointee.rip
+    let entry = s.jumpTable + jumpIndex(rip)
+    if entry.pointee.rip == rip, entry.pointee.key == s.pointee.fetch_key {
+        s.setRegister(Int(MARTLET_PAGE_RIP_REGISTER), entry.pointee.page_rip)
+        return entry.pointee.target
+    }
+    return lookupSlow(s)
+}
+
+@inline(never) private func lookupSlow(_ s: State) -> Insn? {
+    guard let owner = s.pointee.owner else { return nil }
+    return Unmanaged<Processor>.fromOpaque(owner)._withUnsafeGuaranteedRef { $0.lookup() }
+}
+
+// MARK: - Handlers that are no instructions
+
+/// The end of a block that no branch ended: goes on behind it.
+let endOfBlockHandler: Handler = { s, i in
+    s.pointee.rip = instructionAddress(s, i)
+    s.pointee.instruction_count &-= 1
+    return nextBlock(s)
+}
+
+/// What an instruction becomes when its page was written: goes to what is there now.
+let staleHandler: Handler = { s, i in
+    s.pointee.rip = instructionAddress(s, i)
+    s.pointee.instruction_count &-= 1
+    return nextBlock(s)
+}
+
+let invalidOpcodeHandler: Handler = { s, i in fault(s, i, .invalidOpcode) }
+let tooLongHandler: Handler = { s, i in fault(s, i, .generalProtection) }
