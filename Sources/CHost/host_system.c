@@ -221,15 +221,22 @@ static void restore_and_pass_on(int number, siginfo_t *info, void *context) {
     if (!is_fault) raise(number);
 }
 
+static void restore_at_exit(void) { atexit(host_terminal_restore); }
+
+// Each time the terminal becomes raw: whoever set a handler since then becomes the one to pass the signal on to.
 static void install_last_resort(void) {
-    atexit(host_terminal_restore);
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, restore_at_exit);
     struct sigaction action = {.sa_sigaction = restore_and_pass_on, .sa_flags = SA_SIGINFO | SA_ONSTACK};
     sigemptyset(&action.sa_mask);
     for (size_t index = 0; index < FATAL_SIGNALS; index++) {
-        struct sigaction *former = &former_actions[index];
-        sigaction(fatal_signals[index], NULL, former);
-        int is_ignored = !(former->sa_flags & SA_SIGINFO) && former->sa_handler == SIG_IGN;
-        if (!is_ignored) sigaction(fatal_signals[index], &action, NULL);
+        struct sigaction former;
+        sigaction(fatal_signals[index], NULL, &former);
+        int is_ours = (former.sa_flags & SA_SIGINFO) && former.sa_sigaction == restore_and_pass_on;
+        int is_ignored = !(former.sa_flags & SA_SIGINFO) && former.sa_handler == SIG_IGN;
+        if (is_ours || is_ignored) continue;
+        former_actions[index] = former;
+        sigaction(fatal_signals[index], &action, NULL);
     }
 }
 
@@ -244,10 +251,9 @@ static long make_raw(int fd) {
 static _Atomic int last_terminal = -1;
 
 long host_terminal_make_raw(int fd) {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
     if (atomic_load(&raw_terminal) >= 0) return -EBUSY;
     if (tcgetattr(fd, &saved_settings) < 0) return -errno;
-    pthread_once(&once, install_last_resort);
+    install_last_resort();
     atomic_store(&last_terminal, fd);
     atomic_store(&raw_terminal, fd);
     long result = make_raw(fd);

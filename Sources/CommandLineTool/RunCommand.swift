@@ -48,7 +48,8 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "The kernel's command line; for the default guest it is appended to Martlet's own.", valueName: "string"))
+            "The kernel's command line (default for Linux: console=ttyS0 panic=-1); the default guest's own comes before it.",
+            valueName: "string"))
     var append: String?
 
     @Option(

@@ -27,7 +27,9 @@ struct RunSession {
         let engine = try EngineChoice(options.accel)
         if options.verbose {
             Message.note("engine \(engine.name): \(engine.reason)")
-            Message.note("\(configuration.memorySize >> 20) MiB, command line: \(configuration.commandLine)")
+            Message.note(
+                "\(configuration.memorySize >> 20) MiB, command line: \(configuration.commandLine ?? "by the kind of kernel")"
+            )
         }
 
         let terminal = isTyping ? try? RawTerminal(.standardInput) : nil
@@ -111,11 +113,11 @@ struct RunSession {
             rows: size?.rows ?? 24)
     }
 
-    private func commandLine(_ mode: ConsoleConfiguration.Mode) -> String {
+    private func commandLine(_ mode: ConsoleConfiguration.Mode) -> String? {
         guard mode == .console, options.kernel != nil else {
             return [DefaultGuest.kernelOptions, options.append].compactMap(\.self).joined(separator: " ")
         }
-        return options.append ?? ""
+        return options.append
     }
 
     // MARK: What is said on the way

@@ -39,7 +39,7 @@ struct Board: Sendable {
     /// `events` hears of power-off, reset and the like; `activity` is signalled when a serial port has news.
     init(
         _ configuration: MachineConfiguration, layout: PhysicalMemoryMap, memory: GuestMemory,
-        machine: any VirtualMachine, events: MachineEvents, activity: EventNotifier
+        commandLine: String, machine: any VirtualMachine, events: MachineEvents, activity: EventNotifier
     ) throws(BusConflict) {
         func line(_ irq: UInt32) -> EngineInterruptLine { EngineInterruptLine(machine: machine, gsi: GSI(irq)) }
         let wallClock: @Sendable () -> Duration = { .nanoseconds(Int64(clamping: HostClock.realtimeNanoseconds)) }
@@ -59,7 +59,7 @@ struct Board: Sendable {
         try attach(
             FirmwareConfiguration(
                 memory: memory,
-                contents: .init(layout: layout, cpuCount: 1, commandLine: configuration.commandLine)))
+                contents: .init(layout: layout, cpuCount: 1, commandLine: commandLine)))
         if let debugExit = configuration.debugExit {
             try attach(
                 ISADebugExit(base: debugExit.base, size: debugExit.size) { events.end(with: .debugExit($0)) })

@@ -22,6 +22,10 @@ final class Machine {
         throws(MachineError)
     {
         let layout = try Self.layout(configuration.memorySize)
+        let tables = ACPITables.build(
+            ACPIConfiguration(cpuCount: 1, serialPorts: configuration.serial.ports, hasPVPanic: true))
+        // The files first: what is wrong with them does not depend on the engine.
+        let (plan, commandLine) = try Self.plan(configuration, layout: layout, tables: tables)
         events = MachineEvents(activity: activity)
         memory = try Self.map(layout)
         do throws(HypervisorError) {
@@ -32,12 +36,12 @@ final class Machine {
         }
         do throws(BusConflict) {
             board = try Board(
-                configuration, layout: layout, memory: memory, machine: virtualMachine, events: events,
-                activity: activity)
+                configuration, layout: layout, memory: memory, commandLine: commandLine, machine: virtualMachine,
+                events: events, activity: activity)
         } catch {
             throw MachineError("The device \(error). Choose another address for it.")
         }
-        boot = try Self.load(configuration, layout: layout, memory: memory)
+        boot = try Self.load(plan, tables, into: memory)
     }
 
     /// The boot protocol that the kernel is started by.
@@ -113,21 +117,37 @@ final class Machine {
         return machine
     }
 
+    /// What a Linux kernel gets if nobody said anything: otherwise it would be silent, and hang after a panic.
+    private static let defaultCommandLine = "console=ttyS0 panic=-1"
+
+    private static func plan(
+        _ configuration: MachineConfiguration, layout: PhysicalMemoryMap, tables: ACPITables
+    ) throws(MachineError) -> (plan: BootPlan, commandLine: String) {
+        var request = BootRequest(
+            kernel: configuration.kernel, modules: configuration.modules,
+            commandLine: configuration.commandLine ?? "", layout: layout, rsdp: tables.rsdp)
+        do {
+            let plan = try BootLoader.plan(request)
+            guard configuration.commandLine == nil, plan.state.bootProtocol != .multiboot else {
+                return (plan, request.commandLine)
+            }
+            request.commandLine = defaultCommandLine
+            return (try BootLoader.plan(request), request.commandLine)
+        } catch {
+            throw MachineError("\(error)")
+        }
+    }
+
     private static func load(
-        _ configuration: MachineConfiguration, layout: PhysicalMemoryMap, memory: GuestMemory
+        _ plan: BootPlan, _ tables: ACPITables, into memory: GuestMemory
     ) throws(MachineError) -> BootState {
-        let tables = ACPITables.build(
-            ACPIConfiguration(cpuCount: 1, serialPorts: configuration.serial.ports, hasPVPanic: true))
         do {
             try tables.write(to: memory)
         } catch {
             throw MachineError("The ACPI tables do not fit: \(error). Give the guest more memory with --memory.")
         }
-        let request = BootRequest(
-            kernel: configuration.kernel, modules: configuration.modules, commandLine: configuration.commandLine,
-            layout: layout, rsdp: tables.rsdp)
         do {
-            return try BootLoader.plan(request).write(to: memory)
+            return try plan.write(to: memory)
         } catch {
             throw MachineError("\(error)")
         }

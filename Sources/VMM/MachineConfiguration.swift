@@ -37,12 +37,13 @@ public struct MachineConfiguration: Sendable {
     public var memorySize: UInt64
     public var kernel: any BootFile
     public var modules: [BootModule]
-    public var commandLine: String
+    /// nil: nobody said. A Linux kernel then gets its console on COM1, another kernel nothing.
+    public var commandLine: String?
     public var serial: SerialLayout
     public var debugExit: DebugExitConfiguration?
 
     public init(
-        memorySize: UInt64, kernel: any BootFile, modules: [BootModule] = [], commandLine: String = "",
+        memorySize: UInt64, kernel: any BootFile, modules: [BootModule] = [], commandLine: String? = nil,
         serial: SerialLayout = .console, debugExit: DebugExitConfiguration? = nil
     ) {
         self.memorySize = memorySize

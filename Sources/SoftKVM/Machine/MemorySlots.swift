@@ -25,7 +25,8 @@ struct MemorySlots: Sendable {
         }
         let (end, overflow) = region.guest_phys_addr.addingReportingOverflow(region.memory_size)
         guard !overflow, end <= 1 << 52, region.userspace_addr != 0,
-            !region.userspace_addr.addingReportingOverflow(region.memory_size).overflow
+            // The end of a process's half of the address space.
+            region.userspace_addr < 1 << 47, region.memory_size <= 1 << 47 - region.userspace_addr
         else { throw failure(EINVAL, "slot \(region.slot) wraps around or has no memory") }
         for (number, other) in regions where number != region.slot {
             let isApart =

@@ -124,8 +124,15 @@ struct GuestClock: Equatable, Sendable {
     /// The address of the time info, bit 0: enabled.
     var systemTimeRegister: UInt64 = 0
     private var version: UInt32 = 0
+    private var tscOffset: UInt64 = 0
 
     var timeInfoAddress: UInt64? { systemTimeRegister & 1 != 0 ? systemTimeRegister & ~1 : nil }
+
+    /// True: the guest has moved its TSC since the last call, its page is wrong.
+    mutating func noteTSCOffset(_ offset: UInt64) -> Bool {
+        defer { tscOffset = offset }
+        return offset != tscOffset
+    }
 
     /// The next even version.
     mutating func nextVersion() -> UInt32 {

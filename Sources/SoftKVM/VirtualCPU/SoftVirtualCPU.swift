@@ -56,6 +56,9 @@ public final class SoftVirtualCPU: VirtualCPU, @unchecked Sendable {
         multiprocessing =
             hasIRQChip && core.id != 0 ? UInt32(KVM_MP_STATE_UNINITIALIZED) : UInt32(KVM_MP_STATE_RUNNABLE)
         state.pointee.tsc_offset = 0 &- machine.firstTSC
+        // What IA32_TSC_ADJUST counts from.
+        processor.tscOffsetBase = state.pointee.tsc_offset
+        _ = guestClock.noteTSCOffset(state.pointee.tsc_offset)
         installHooks()
         reflectAPIC()
     }
@@ -93,7 +96,8 @@ public final class SoftVirtualCPU: VirtualCPU, @unchecked Sendable {
         if core.hasVisitors { return .yield }
         if core.hasExitRequest { return stopForRequest() }
         mustLook = false
-        if core.clockIsStale.exchange(false, ordering: .sequentiallyConsistent) { writeGuestClock() }
+        let tscMoved = guestClock.noteTSCOffset(state.pointee.tsc_offset)
+        if core.clockIsStale.exchange(false, ordering: .sequentiallyConsistent) || tscMoved { writeGuestClock() }
 
         let now = TimestampCounter.now
         let (index, tscOffset) = (index, state.pointee.tsc_offset)
@@ -113,11 +117,15 @@ public final class SoftVirtualCPU: VirtualCPU, @unchecked Sendable {
     }
 
     /// KVM completes an access that user space has answered before it returns for a request, so that the registers
-    /// seen then are between instructions. With attention set the processor gets at most to the next branch.
+    /// seen then are between instructions. The processor runs an answered instruction alone; attention ends it there.
     private func stopForRequest() -> Step {
         if state.pointee.port_answered != 0 || state.pointee.mmio_count != 0 {
             martlet_request_attention(state)
+            state.pointee.window_requested = 0
+            let nmi = state.pointee.nmi_pending
+            state.pointee.nmi_pending = 0
             let step = enterGuest()
+            if nmi != 0 { state.pointee.nmi_pending = 1 }
             guard case .again = step else { return step }
         }
         _ = core.takeExitRequest()

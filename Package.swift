@@ -1,0 +1,78 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+/// Every Swift target: Swift 6 mode, warnings are errors, imports say how far they reach.
+let strict: [SwiftSetting] = [
+    .swiftLanguageMode(.v6),
+    .treatAllWarnings(as: .error),
+    .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("InternalImportsByDefault"),
+    .enableUpcomingFeature("MemberImportVisibility"),
+]
+
+/// Targets outside the unsafe rooms (ARCHITECTURE.md): each unsafe use would have to be spelled.
+let safe: [SwiftSetting] = strict + [.strictMemorySafety()]
+
+/// The engine: exclusivity is proved by ownership (one vCPU thread owns its state), see docs/decisions/0001.
+let engine: [SwiftSetting] = strict + [.unsafeFlags(["-enforce-exclusivity=unchecked"])]
+
+let package = Package(
+    name: "martlet",
+    products: [
+        .executable(name: "martlet", targets: ["martlet"])
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2")
+    ],
+    targets: [
+        // Host floor
+        .target(name: "CHost", cSettings: [.unsafeFlags(["-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing"])]),
+        .target(name: "Host", dependencies: ["CHost"], swiftSettings: strict),
+        .target(name: "GuestMemory", dependencies: ["CHost", "Host", "X86"], swiftSettings: strict),
+
+        // Engine floor
+        .target(name: "X86", swiftSettings: safe),
+        .target(name: "Hypervisor", dependencies: ["CHost", "GuestMemory", "X86"], swiftSettings: strict),
+        .target(name: "CPU", dependencies: ["CHost", "GuestMemory", "X86"], swiftSettings: engine),
+        .target(
+            name: "SoftKVM", dependencies: ["CHost", "Host", "CPU", "GuestMemory", "Hypervisor", "X86"],
+            swiftSettings: strict),
+        .target(
+            name: "KernelKVM", dependencies: ["CHost", "Host", "GuestMemory", "Hypervisor", "X86"],
+            swiftSettings: strict),
+
+        // Device floor
+        .target(name: "DeviceModel", dependencies: ["GuestMemory", "Host"], swiftSettings: safe),
+        .target(name: "Platform", dependencies: ["DeviceModel", "GuestMemory", "Host", "X86"], swiftSettings: safe),
+
+        // Machine floor
+        .target(
+            name: "VMM",
+            dependencies: [
+                "CHost", "DeviceModel", "GuestMemory", "Host", "Hypervisor", "KernelKVM", "Platform", "SoftKVM", "X86",
+            ],
+            swiftSettings: safe),
+
+        // Interface floor
+        .target(
+            name: "CommandLineTool",
+            dependencies: [
+                "Host", "KernelKVM", "Platform", "VMM",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: strict),
+        .executableTarget(name: "martlet", dependencies: ["CommandLineTool"], swiftSettings: strict),
+        .testTarget(
+            name: "SoftKVMTests", dependencies: ["CHost", "Host", "Hypervisor", "SoftKVM", "X86"],
+            swiftSettings: strict),
+        .testTarget(name: "CPUTests", dependencies: ["CHost", "CPU", "GuestMemory", "X86"], swiftSettings: strict),
+        .testTarget(name: "DeviceModelTests", dependencies: ["DeviceModel"], swiftSettings: strict),
+        .testTarget(
+            name: "PlatformTests", dependencies: ["DeviceModel", "GuestMemory", "Host", "Platform", "X86"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "VMMTests", dependencies: ["CHost", "DeviceModel", "Hypervisor", "Platform", "VMM"],
+            swiftSettings: strict),
+        .testTarget(name: "CommandLineToolTests", dependencies: ["CommandLineTool", "VMM"], swiftSettings: strict),
+    ]
+)

@@ -1,0 +1,97 @@
+internal import CHost
+public import Host
+public import X86
+
+/// What an access to guest-physical memory can fail with: some byte of it is not RAM.
+public struct GuestMemoryFault: Error, Equatable, CustomStringConvertible {
+    public var address: GuestPhysicalAddress
+    public var length: Int
+
+    public var description: String { "guest address \(address) (length \(length)) is not RAM" }
+}
+
+/// One contiguous range of guest-physical RAM or ROM backed by host memory.
+public struct MemoryRegion: Sendable {
+    public let base: GuestPhysicalAddress
+    /// Bytes, a multiple of 4096.
+    public let size: UInt64
+    public let isReadOnly: Bool
+    public let mapping: HostMapping
+
+    public init(base: GuestPhysicalAddress, isReadOnly: Bool = false, mapping: HostMapping) {
+        self.base = base
+        self.size = UInt64(mapping.size)
+        self.isReadOnly = isReadOnly
+        self.mapping = mapping
+    }
+
+    /// The host address of the first byte, in the form that KVM_SET_USER_MEMORY_REGION takes.
+    public var hostAddress: UInt64 { UInt64(UInt(bitPattern: mapping.address)) }
+}
+
+/// Guest-physical RAM as the devices and boot loaders see it. The only place that turns a guest-physical address into
+/// a host pointer. Guest memory changes under our feet: it is copied in and out, never lent.
+public final class GuestMemory: Sendable {
+    /// Sorted by base, not overlapping.
+    public let regions: [MemoryRegion]
+
+    public init(regions: [MemoryRegion]) {
+        self.regions = regions.sorted { $0.base < $1.base }
+    }
+
+    /// The end of the highest writable region.
+    public var end: GuestPhysicalAddress {
+        regions.last { !$0.isReadOnly }.map { $0.base + $0.size } ?? GuestPhysicalAddress(0)
+    }
+
+    /// Bytes of writable RAM.
+    public var size: UInt64 {
+        regions.reduce(0) { $1.isReadOnly ? $0 : $0 &+ $1.size }
+    }
+
+    /// The host pointer for `length` bytes at `address` inside one region.
+    private func pointer(
+        at address: GuestPhysicalAddress, length: Int, forWriting: Bool
+    ) throws(GuestMemoryFault) -> UnsafeMutableRawPointer {
+        for region in regions where address >= region.base && !(forWriting && region.isReadOnly) {
+            let offset = address.rawValue &- region.base.rawValue
+            if offset < region.size, UInt64(length) <= region.size &- offset {
+                return region.mapping.address + Int(offset)
+            }
+        }
+        throw GuestMemoryFault(address: address, length: length)
+    }
+
+    /// Reads one little-endian integer; a naturally aligned one in a single access.
+    public func load<T: FixedWidthInteger & BitwiseCopyable>(
+        _ type: T.Type = T.self, at address: GuestPhysicalAddress
+    ) throws(GuestMemoryFault) -> T {
+        try pointer(at: address, length: MemoryLayout<T>.size, forWriting: false).loadUnaligned(as: T.self)
+    }
+
+    public func store<T: FixedWidthInteger & BitwiseCopyable>(
+        _ value: T, at address: GuestPhysicalAddress
+    ) throws(GuestMemoryFault) {
+        try pointer(at: address, length: MemoryLayout<T>.size, forWriting: true).storeBytes(of: value, as: T.self)
+    }
+
+    /// Copies `count` bytes out of guest memory.
+    public func read(count: Int, at address: GuestPhysicalAddress) throws(GuestMemoryFault) -> [UInt8] {
+        let source = try pointer(at: address, length: count, forWriting: false)
+        return [UInt8](unsafeUninitializedCapacity: count) { buffer, initialized in
+            if count > 0, let base = buffer.baseAddress {
+                UnsafeMutableRawPointer(base).copyMemory(from: source, byteCount: count)
+            }
+            initialized = count
+        }
+    }
+
+    /// Copies `bytes` into guest memory, all inside one region.
+    public func write(_ bytes: some Sequence<UInt8>, at address: GuestPhysicalAddress) throws(GuestMemoryFault) {
+        let array = Array(bytes)
+        let target = try pointer(at: address, length: array.count, forWriting: true)
+        array.withUnsafeBytes { source in
+            if let base = source.baseAddress { target.copyMemory(from: base, byteCount: source.count) }
+        }
+    }
+}
