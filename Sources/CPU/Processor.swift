@@ -329,7 +329,12 @@ let endOfBlockHandler: Handler = { s, i in
 let staleHandler: Handler = { s, i in
     s.pointee.rip = instructionAddress(s, i)
     s.pointee.instruction_count &-= 1
-    return nextBlock(s)
+    if martlet_attention(s) != 0 {
+        s.pointee.stop = UInt32(MARTLET_STOP_ATTENTION)
+        return nil
+    }
+    // Not by the jump cache, whose entry may be what led here.
+    return lookupSlow(s)
 }
 
 let invalidOpcodeHandler: Handler = { s, i in fault(s, i, .invalidOpcode) }
