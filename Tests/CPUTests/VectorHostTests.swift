@@ -1,3 +1,4 @@
+internal import CHost
 import Testing
 
 @testable import CPU
@@ -116,6 +117,37 @@ import Testing
             }
         }
         #expect(count > 20)
+    }
+
+    /// The decoder finds each form's end and gives it to the vector unit as the tests above do.
+    @Test(arguments: [UInt8(1), 2, 3]) func decoderAgrees(map: UInt8) {
+        var random = Random(seed: UInt64(map))
+        let bench = VectorBench()
+        let decoded = Insn.allocate(capacity: 1)
+        decoded.initialize(to: martlet_insn())
+        defer { decoded.deallocate() }
+        for prefix in Self.prefixes {
+            for opcode in UInt8(0)...255 {
+                for c in cases(map, prefix, opcode, &random) {
+                    let bytes = c.bytes + [UInt8](repeating: 0x90, count: 16)
+                    let result = bytes.withUnsafeBufferPointer { buffer in
+                        var decoder = Decoder(
+                            bytes: buffer.baseAddress!, available: 15, mode: CodeMode.bits64, tables: .shared)
+                        return decoder.decode(into: decoded)
+                    }
+                    #expect(result == .done, "\(c)")
+                    #expect(decoded.pointee.mnemonic == Mnemonic.vector.rawValue, "\(c)")
+                    let expected = bench.prepare(c).pointee
+                    let found = decoded.pointee
+                    #expect(found.length == expected.length, "\(c)")
+                    #expect(found.immediate == expected.immediate, "\(c)")
+                    #expect(found.prefixes == expected.prefixes && found.rex == expected.rex, "\(c)")
+                    if opcode == 0x77 { continue }
+                    #expect(found.modrm == expected.modrm && found.flags & 1 == expected.flags & 1, "\(c)")
+                    #expect(c.rm != nil || found.base == expected.base, "\(c)")
+                }
+            }
+        }
     }
 
     /// x87 instructions that read or write whole environments are compared field by field below.
