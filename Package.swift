@@ -65,6 +65,14 @@ let package = Package(
         .testTarget(
             name: "SoftKVMTests", dependencies: ["CHost", "Host", "Hypervisor", "SoftKVM", "X86"],
             swiftSettings: strict),
+        .testTarget(name: "HostTests", dependencies: ["Host"], swiftSettings: strict),
+        .testTarget(
+            name: "KernelKVMTests", dependencies: ["CHost", "GuestMemory", "Host", "Hypervisor", "KernelKVM", "X86"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "GuestTests",
+            dependencies: ["CHost", "GuestMemory", "Host", "Hypervisor", "KernelKVM", "SoftKVM", "X86"],
+            exclude: ["Expected"], swiftSettings: strict),
         .testTarget(name: "CPUTests", dependencies: ["CHost", "CPU", "GuestMemory", "X86"], swiftSettings: strict),
         .testTarget(name: "DeviceModelTests", dependencies: ["DeviceModel"], swiftSettings: strict),
         .testTarget(

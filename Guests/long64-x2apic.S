@@ -73,6 +73,8 @@ _start:
     shr     $32, %rdx
     mov     $0x6e0, %ecx
     wrmsr
+    xor     %eax, %eax                      // no time on the handler's stack
+    xor     %edx, %edx
     sti
     hlt
     cli

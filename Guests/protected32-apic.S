@@ -89,7 +89,9 @@ on_high:
     movb    $0x52, (%edi)
 acknowledge:
     inc     %edi
+#ifdef COMPLETE
     mov     APIC + 0x120, %eax              // ISR 0x40–0x5f
     or      %eax, RESULTS + 40
+#endif
     movl    $0, APIC + 0xb0
     interrupt_return

@@ -1,4 +1,5 @@
 // Without an irqchip: the interrupt window opens with STI, after its shadow, and KVM_INTERRUPT delivers.
+#define COMPLETE
 #include "guest.inc"
 #include "interrupts32.inc"
     .code32

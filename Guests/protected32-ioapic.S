@@ -50,6 +50,9 @@ _start:
     action  LOWER + 5
     open_window
 
+    action  SEND_MESSAGE
+    open_window
+#ifdef COMPLETE
     route   6, 0x8044                       // level
     mov     $2, %ebx                        // lowered by the second time
     action  RAISE + 6
@@ -65,8 +68,6 @@ _start:
     route   6, 0x8044                       // unmasked while high
     mov     $1, %ebx
     open_window
-    action  SEND_MESSAGE
-    open_window
 
     route   2, 0x47                         // the PIT is GSI 0 on pin 2
     mov     $0x34, %al
@@ -81,11 +82,15 @@ _start:
     cmpl    $3, RESULTS + 16
     jb      1b
     route   2, 0x10047
-    mov     $0x30, %al
+    mov     $0x30, %al                      // mode 0 with the longest count: no tick for 55 ms
     out     %al, $0x43
+    mov     $0xff, %al
+    out     %al, $0x40
+    out     %al, $0x40
     open_window
     open_window
     movl    $3, RESULTS + 16
+#endif
     finish_with_irqchip
 
 on_edge:

@@ -1,4 +1,5 @@
 // 32-bit paging: faults and their codes, write protection, INVLPG, global remapping (SDM vol. 3A §4.3, §4.7).
+#define COMPLETE
 #include "guest.inc"
 #include "exceptions32.inc"
     .set    DIRECTORY, 0x20000

@@ -24,8 +24,11 @@ _start:
     cli
     cmpl    $3, RESULTS
     jb      1b
-    mov     $0x30, %al                      // mode 0 and no count: no more ticks
+    mov     $0x30, %al                      // mode 0 with the longest count: no tick for 55 ms
     out     %al, $0x43
+    mov     $0xff, %al
+    out     %al, $0x40
+    out     %al, $0x40
     mov     $0xff, %al
     out     %al, $0x21
     initialize_pics                         // forgets a tick that came meanwhile
@@ -38,6 +41,7 @@ _start:
     mov     $0x0a, %al                      // OCW3: read IRR
     out     %al, $0x20
     in      $0x20, %al
+    and     $0xfe, %al                      // not the PIT's
     mov     %al, RESULTS + 4
     action  RAISE + 3                       // of higher priority
     open_window
@@ -56,6 +60,7 @@ _start:
     mov     $0x0a, %al
     out     %al, $0x20
     in      $0x20, %al
+    and     $0xfe, %al
     mov     %al, RESULTS + 6
     open_window
     action  LOWER + 5

@@ -4,6 +4,8 @@ internal import VMM
 /// What is said about the end of a session, and the exit status that goes with it.
 struct EndReport {
     let end: SessionEnd
+    /// Where the processor stopped, however the session ended.
+    let trace: ProcessorTrace?
     let engineName: String
     let options: RunCommand
     let isTyping: Bool
@@ -13,8 +15,9 @@ struct EndReport {
         if isTyping, end == .left { Message.line("") }
         let (status, line) = statusAndLine
         if let line { Message.error(line) }
-        if options.verbose, case .machine(_, let trace?) = end, let count = trace.instructionCount {
-            Message.note("\(count) guest instructions")
+        if options.verbose, let trace {
+            Message.note("the processor stopped at \(trace.description)")
+            if let count = trace.instructionCount { Message.note("\(count) guest instructions") }
         }
         return status
     }

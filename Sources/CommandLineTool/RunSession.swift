@@ -41,7 +41,8 @@ struct RunSession {
             deadline: deadline, observer: observer(terminal))
         let end = try session.run()
         terminal?.restore()
-        return EndReport(end: end, engineName: engine.name, options: options, isTyping: isTyping).tell()
+        return EndReport(end: end, trace: session.trace, engineName: engine.name, options: options, isTyping: isTyping)
+            .tell()
     }
 
     /// A descriptor that is closed would be given to the first file that is opened: never let that be a standard one.

@@ -48,6 +48,9 @@ public final class MachineSession {
     private let observer: SessionObserver
     private let activity: EventNotifier
 
+    /// Where the processor of the last machine stopped.
+    public private(set) var trace: ProcessorTrace?
+
     private var output: OutputPump
     private var errors: OutputPump
     private var escapes = EscapeFilter()
@@ -100,6 +103,7 @@ public final class MachineSession {
             }
             machine.end(with: .stopped)
             machine.waitForEnd()
+            trace = machine.result?.trace
             guard restarts, case .machine(.reset, _) = end else { return end }
             phase("restart")
         }
