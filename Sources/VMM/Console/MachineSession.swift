@@ -35,6 +35,10 @@ public struct SessionObserver {
 public final class MachineSession {
     /// After a panic's first line: time for the rest of its report.
     private static let panicGrace: UInt64 = 3_000_000_000
+    /// How often the shell is told that its input has ended: a Ctrl-D that comes while nobody reads is lost, as the line
+    /// discipline forgets it when the shell's editor takes over (drivers/tty/n_tty.c, n_tty_set_termios).
+    private static let endOfInputInterval: UInt64 = 200_000_000
+    private static let controlD: UInt8 = 4
     /// How much typed input waits at most for the guest.
     private static let maximumInput = 4096
 
@@ -62,6 +66,7 @@ public final class MachineSession {
     private var panic = PanicWatch()
     private var panicDeadline: UInt64?
     private var shellIsReady = false
+    private var nextEndOfInput: UInt64 = 0
     private var inputIsWanted = false
     private var sawConsole = false
 
@@ -116,6 +121,7 @@ public final class MachineSession {
         panic = PanicWatch()
         panicDeadline = nil
         shellIsReady = false
+        nextEndOfInput = 0
         inputIsWanted = false
         sawConsole = false
     }
@@ -150,7 +156,7 @@ public final class MachineSession {
         if wantsInput { poll.set(console.input, .readable) }
         if !output.isEmpty { poll.set(output.descriptor, .writable) }
         if !errors.isEmpty { poll.set(errors.descriptor, .writable) }
-        let next = [deadline, panicDeadline].compactMap(\.self).min()
+        let next = [deadline, panicDeadline, mustEndShell ? nextEndOfInput : nil].compactMap(\.self).min()
         for ready in try poll.wait(timeoutNanoseconds: next.map { $0 > now ? $0 - now : 0 }) {
             if ready.descriptor == activity.descriptor {
                 _ = activity.consume()
@@ -254,7 +260,15 @@ public final class MachineSession {
         }
     }
 
+    /// The default guest's shell runs on after its input has ended.
+    private var mustEndShell: Bool { console.mode == .shell && inputHasEnded && shellIsReady && toConsole.isEmpty }
+
     private func giveInput(_ machine: Machine) {
+        let now = HostClock.monotonicNanoseconds
+        if mustEndShell, now >= nextEndOfInput {
+            toConsole = [Self.controlD]
+            nextEndOfInput = now &+ Self.endOfInputInterval
+        }
         if console.mode == .console || shellIsReady, !toConsole.isEmpty {
             toConsole.removeFirst(machine.serial[0].send(toConsole[...]))
         }
@@ -279,11 +293,8 @@ public final class MachineSession {
         case .command:
             if !bytes.isEmpty { queueFrame(bytes) }
             return nil
-        case .console:
+        case .console, .shell:
             return type(bytes)
-        case .shell:
-            // Ctrl-D, so that the shell ends with its input as in a pipe of the host.
-            return type(bytes.isEmpty ? [4] : bytes)
         }
     }
 
