@@ -80,7 +80,8 @@ public final class Processor {
         let memory = mmap(nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
         precondition(memory != MAP_FAILED, "no address space for the code map")
         state.pointee.page_code = memory!.bindMemory(to: martlet_page_code.self, capacity: max(1, pageCodeCount))
-        dirtyPages = slots.contains { $0.flags & slotLogsDirty != 0 } ? Array(repeating: 0, count: Int(pages + 63) / 64) : []
+        dirtyPages =
+            slots.contains { $0.flags & slotLogsDirty != 0 } ? Array(repeating: 0, count: Int(pages + 63) / 64) : []
         cache.reset()
         flushTLB()
     }
@@ -96,8 +97,9 @@ public final class Processor {
 
     /// The pages of a slot written since the last call, one bit each, or nil for an unknown slot.
     public func dirtyLog(slot identifier: UInt32) -> [UInt64]? {
-        guard let slot = (0..<Int(state.pointee.slot_count)).map({ state.slotTable[$0] })
-            .first(where: { $0.identifier == identifier && $0.flags & slotLogsDirty != 0 })
+        guard
+            let slot = (0..<Int(state.pointee.slot_count)).map({ state.slotTable[$0] })
+                .first(where: { $0.identifier == identifier && $0.flags & slotLogsDirty != 0 })
         else { return nil }
         let count = Int(slot.size >> 12)
         var bitmap = [UInt64](repeating: 0, count: (count + 63) / 64)
@@ -150,7 +152,9 @@ public final class Processor {
             remember(rip, found)
             return found
         }
-        guard let decoded = decodeBlock(page: page.pointee, offset: offset, linear: linear, key: key) else { return nil }
+        guard let decoded = decodeBlock(page: page.pointee, offset: offset, linear: linear, key: key) else {
+            return nil
+        }
         if decoded != scratch { remember(rip, decoded) }
         return decoded
     }

@@ -134,7 +134,8 @@ extension Processor {
         s.pointee.last_exception_has_error = error == nil ? 0 : 1
         s.pointee.last_exception_error = error ?? 0
         s.pointee.last_exception_rip = s.pointee.rip
-        s.pointee.last_exception_cr2 = vector == ExceptionVector.pageFault.rawValue ? s.pointee.exception_cr2 : s.pointee.cr2
+        s.pointee.last_exception_cr2 =
+            vector == ExceptionVector.pageFault.rawValue ? s.pointee.exception_cr2 : s.pointee.cr2
     }
 }
 

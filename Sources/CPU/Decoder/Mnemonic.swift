@@ -33,8 +33,10 @@ enum Mnemonic: UInt16 {
     // Handled by CPU/Vector.
     case vector
     // Groups: resolved by ModRM.reg.
-    case group1Byte, group1, group1ByteImmediate, group1A, group2ImmediateByte, group2Immediate, group2OneByte, group2One
-    case group2CLByte, group2CL, group3Byte, group3, group4, group5, group6, group7, group8, group9, group11Byte, group11
+    case group1Byte, group1, group1ByteImmediate, group1A, group2ImmediateByte, group2Immediate, group2OneByte,
+        group2One
+    case group2CLByte, group2CL, group3Byte, group3, group4, group5, group6, group7, group8, group9, group11Byte,
+        group11
     case group15, groupPrefetch
 }
 

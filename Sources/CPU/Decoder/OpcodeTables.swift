@@ -74,7 +74,9 @@ final class OpcodeTables: @unchecked Sendable {
             (0x17, .popSegment), (0x1E, .pushSegment), (0x1F, .popSegment),
         ] {
             // POP SS shadows the next instruction; a data segment's base is part of how a block was decoded.
-            set(opcode, mnemonic, .none, .variable, flags: legacy | (mnemonic == .popSegment ? OpcodeEntry.endsBlock : 0))
+            set(
+                opcode, mnemonic, .none, .variable,
+                flags: legacy | (mnemonic == .popSegment ? OpcodeEntry.endsBlock : 0))
         }
         for register in 0..<8 {
             set(0x50 + register, .push, .z, .variable64)

@@ -163,9 +163,12 @@ let bitTestHandler: Handler = { s, i in
     let isComplex = i.pointee.flags & InsnFlag.complexAddress != 0
     let offset = (isComplex ? complexOffset(s, i) : simpleAddress(s, i)) &+ displacement
     let kind = mnemonic == .bt ? AccessKind.read : AccessKind.readWrite
-    let address = !isComplex ? offset : segmentedAddress(
-        s, segment: Int(i.pointee.segment), offset: maskAddress(offset, i.pointee.address_size), size: size,
-        kind: kind)
+    let address =
+        !isComplex
+        ? offset
+        : segmentedAddress(
+            s, segment: Int(i.pointee.segment), offset: maskAddress(offset, i.pointee.address_size), size: size,
+            kind: kind)
     guard let address else { return stop(s, i) }
     if mnemonic == .bt {
         guard let pointer = readPointer(s, address, size) else { return stop(s, i) }

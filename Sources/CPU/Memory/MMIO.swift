@@ -36,7 +36,9 @@ func mmioWrite(_ s: State, _ address: UInt64, _ size: Int, from source: UnsafeMu
 
 /// One access of 1, 2, 4 or 8 bytes. False: user space must answer first.
 private func mmioPiece(_ s: State, _ address: UInt64, _ size: Int, isWrite: Bool, _ value: inout UInt64) -> Bool {
-    if let hook = s.pointee.hooks.mmio, hook(s.pointee.hooks.context, address, UInt32(size), isWrite ? 1 : 0, &value) == 0 {
+    if let hook = s.pointee.hooks.mmio,
+        hook(s.pointee.hooks.context, address, UInt32(size), isWrite ? 1 : 0, &value) == 0
+    {
         return true
     }
     let cursor = s.pointee.mmio_cursor

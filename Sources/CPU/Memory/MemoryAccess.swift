@@ -142,11 +142,13 @@ struct AccessKind {
 }
 
 /// Reads one operand of type `T` at a linear address. Nil: fault or exit recorded.
-@inline(__always) func load<T: FixedWidthInteger & BitwiseCopyable>(_ s: State, _ address: UInt64, _ type: T.Type) -> T? {
+@inline(__always) func load<T: FixedWidthInteger & BitwiseCopyable>(_ s: State, _ address: UInt64, _ type: T.Type) -> T?
+{
     readPointer(s, address, MemoryLayout<T>.size)?.loadUnaligned(as: T.self)
 }
 
-@inline(__always) func store<T: FixedWidthInteger & BitwiseCopyable>(_ s: State, _ address: UInt64, _ value: T) -> Bool {
+@inline(__always) func store<T: FixedWidthInteger & BitwiseCopyable>(_ s: State, _ address: UInt64, _ value: T) -> Bool
+{
     guard let pointer = writePointer(s, address, MemoryLayout<T>.size) else { return false }
     pointer.storeBytes(of: value, as: T.self)
     return commit(s, pointer, MemoryLayout<T>.size)
@@ -249,7 +251,9 @@ private func copyOut(_ s: State, _ target: PageTarget, _ size: Int, from source:
 }
 
 /// Copies `count` bytes of any length from guest memory, nothing copied on a fault. False: fault or exit recorded.
-func readBytes(_ s: State, _ i: Insn, _ address: UInt64, _ count: Int, into destination: UnsafeMutableRawPointer) -> Bool {
+func readBytes(_ s: State, _ i: Insn, _ address: UInt64, _ count: Int, into destination: UnsafeMutableRawPointer)
+    -> Bool
+{
     var offset = 0
     while offset < count {
         let piece = min(count - offset, 8)
