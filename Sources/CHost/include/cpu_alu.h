@@ -12,7 +12,7 @@
 
 // Two operands, flags written only.
 #define MARTLET_BINARY(NAME, INSN, SFX, BITS)                                                         \
-    static inline uint##BITS##_t alu_##NAME##BITS(uint##BITS##_t a, uint##BITS##_t b,                  \
+    static inline __attribute__((always_inline)) uint##BITS##_t alu_##NAME##BITS(uint##BITS##_t a, uint##BITS##_t b,                  \
                                                   uint16_t *_Nonnull status) {                         \
         uint16_t flags;                                                                                \
         __asm__(INSN SFX " %2, %0\n\t" CAPTURE : "+r"(a), "=&a"(flags) : "r"(b) : "cc");               \
@@ -21,7 +21,7 @@
     }
 // Two operands, CF taken from the status word.
 #define MARTLET_BINARY_CARRY(NAME, INSN, SFX, BITS)                                                    \
-    static inline uint##BITS##_t alu_##NAME##BITS(uint##BITS##_t a, uint##BITS##_t b,                  \
+    static inline __attribute__((always_inline)) uint##BITS##_t alu_##NAME##BITS(uint##BITS##_t a, uint##BITS##_t b,                  \
                                                   uint16_t *_Nonnull status) {                         \
         uint16_t flags = *status;                                                                      \
         __asm__("btw $8, %1\n\t" INSN SFX " %2, %0\n\t" CAPTURE                                        \
@@ -31,7 +31,7 @@
     }
 // One operand, other flags kept.
 #define MARTLET_UNARY(NAME, INSN, SFX, BITS)                                                           \
-    static inline uint##BITS##_t alu_##NAME##BITS(uint##BITS##_t a, uint16_t *_Nonnull status) {       \
+    static inline __attribute__((always_inline)) uint##BITS##_t alu_##NAME##BITS(uint##BITS##_t a, uint16_t *_Nonnull status) {       \
         uint16_t flags = *status;                                                                      \
         __asm__(RESTORE INSN SFX " %0\n\t" CAPTURE : "+r"(a), "+&a"(flags) : : "cc");                  \
         *status = flags;                                                                               \
@@ -39,7 +39,7 @@
     }
 // Shift or rotate by CL, other flags kept (a count of 0 changes none).
 #define MARTLET_SHIFT(NAME, INSN, SFX, BITS)                                                           \
-    static inline uint##BITS##_t alu_##NAME##BITS(uint##BITS##_t a, uint8_t count,                     \
+    static inline __attribute__((always_inline)) uint##BITS##_t alu_##NAME##BITS(uint##BITS##_t a, uint8_t count,                     \
                                                   uint16_t *_Nonnull status) {                         \
         uint16_t flags = *status;                                                                      \
         __asm__(RESTORE INSN SFX " %%cl, %0\n\t" CAPTURE : "+r"(a), "+&a"(flags) : "c"(count) : "cc"); \
@@ -48,7 +48,7 @@
     }
 // Destination, source and CL.
 #define MARTLET_DOUBLE_SHIFT(NAME, INSN, SFX, BITS)                                                    \
-    static inline uint##BITS##_t alu_##NAME##BITS(uint##BITS##_t a, uint##BITS##_t b, uint8_t count,   \
+    static inline __attribute__((always_inline)) uint##BITS##_t alu_##NAME##BITS(uint##BITS##_t a, uint##BITS##_t b, uint8_t count,   \
                                                   uint16_t *_Nonnull status) {                         \
         uint16_t flags = *status;                                                                      \
         __asm__(RESTORE INSN SFX " %%cl, %3, %0\n\t" CAPTURE                                           \
@@ -58,7 +58,7 @@
     }
 // Destination (may stay unchanged) and source, other flags kept: bit scans and bit tests.
 #define MARTLET_SCAN(NAME, INSN, SFX, BITS)                                                            \
-    static inline uint##BITS##_t alu_##NAME##BITS(uint##BITS##_t a, uint##BITS##_t b,                  \
+    static inline __attribute__((always_inline)) uint##BITS##_t alu_##NAME##BITS(uint##BITS##_t a, uint##BITS##_t b,                  \
                                                   uint16_t *_Nonnull status) {                         \
         uint16_t flags = *status;                                                                      \
         __asm__(RESTORE INSN SFX " %2, %0\n\t" CAPTURE : "+r"(a), "+&a"(flags) : "r"(b) : "cc");       \
@@ -67,7 +67,7 @@
     }
 // Locked read-modify-write on host memory; returns nothing but flags.
 #define MARTLET_LOCKED(NAME, INSN, SFX, BITS)                                                          \
-    static inline void alu_locked_##NAME##BITS(void *_Nonnull memory, uint##BITS##_t b,                \
+    static inline __attribute__((always_inline)) void alu_locked_##NAME##BITS(void *_Nonnull memory, uint##BITS##_t b,                \
                                                uint16_t *_Nonnull status) {                            \
         uint16_t flags = *status;                                                                      \
         __asm__ volatile("btw $8, %1\n\tlock " INSN SFX " %2, %0\n\t" CAPTURE                          \
@@ -75,7 +75,7 @@
         *status = flags;                                                                               \
     }
 #define MARTLET_LOCKED_UNARY(NAME, INSN, SFX, BITS)                                                    \
-    static inline void alu_locked_##NAME##BITS(void *_Nonnull memory, uint16_t *_Nonnull status) {     \
+    static inline __attribute__((always_inline)) void alu_locked_##NAME##BITS(void *_Nonnull memory, uint16_t *_Nonnull status) {     \
         uint16_t flags = *status;                                                                      \
         __asm__ volatile(RESTORE "lock " INSN SFX " %0\n\t" CAPTURE                                    \
                          : "+m"(*(uint##BITS##_t *)memory), "+&a"(flags) : : "cc", "memory");          \
@@ -83,7 +83,7 @@
     }
 // LOCK XADD and LOCK CMPXCHG: the register operand comes back changed.
 #define MARTLET_LOCKED_EXCHANGE(SFX, BITS)                                                             \
-    static inline uint##BITS##_t alu_locked_xadd##BITS(void *_Nonnull memory, uint##BITS##_t b,        \
+    static inline __attribute__((always_inline)) uint##BITS##_t alu_locked_xadd##BITS(void *_Nonnull memory, uint##BITS##_t b,        \
                                                        uint16_t *_Nonnull status) {                    \
         uint16_t flags;                                                                                \
         __asm__ volatile("lock xadd" SFX " %2, %0\n\t" CAPTURE                                         \
@@ -91,7 +91,7 @@
         *status = flags;                                                                               \
         return b;                                                                                      \
     }                                                                                                  \
-    static inline uint##BITS##_t alu_locked_cmpxchg##BITS(void *_Nonnull memory, uint##BITS##_t a,     \
+    static inline __attribute__((always_inline)) uint##BITS##_t alu_locked_cmpxchg##BITS(void *_Nonnull memory, uint##BITS##_t a,     \
                                                           uint##BITS##_t b,                            \
                                                           uint16_t *_Nonnull status) {                 \
         uint64_t flags = a, old;                                                                       \
@@ -101,7 +101,7 @@
         *status = (uint16_t)flags;                                                                     \
         return (uint##BITS##_t)old;                                                                    \
     }                                                                                                  \
-    static inline uint##BITS##_t alu_exchange##BITS(void *_Nonnull memory, uint##BITS##_t b) {         \
+    static inline __attribute__((always_inline)) uint##BITS##_t alu_exchange##BITS(void *_Nonnull memory, uint##BITS##_t b) {         \
         return __atomic_exchange_n((uint##BITS##_t *)memory, b, __ATOMIC_SEQ_CST);                     \
     }
 
@@ -153,7 +153,7 @@ MARTLET_LOCKED_EXCHANGE("q", 64)
 
 // One-operand multiplication: low half returned, high half stored. Undefined flags are the host's.
 #define MARTLET_MULTIPLY(NAME, INSN, SFX, BITS)                                                        \
-    static inline uint##BITS##_t alu_##NAME##BITS(uint##BITS##_t a, uint##BITS##_t b,                  \
+    static inline __attribute__((always_inline)) uint##BITS##_t alu_##NAME##BITS(uint##BITS##_t a, uint##BITS##_t b,                  \
                                                   uint##BITS##_t *_Nonnull high,                       \
                                                   uint16_t *_Nonnull status) {                         \
         uint64_t flags = a, low;                                                                       \
@@ -168,7 +168,7 @@ MARTLET_ALL_NO_BYTE(MARTLET_MULTIPLY, mul, "mul")
 MARTLET_ALL_NO_BYTE(MARTLET_MULTIPLY, imulwide, "imul")
 // AL * operand: the whole product in AX.
 #define MARTLET_MULTIPLY8(NAME, INSN)                                                                  \
-    static inline uint16_t alu_##NAME##8(uint8_t a, uint8_t b, uint16_t *_Nonnull status) {            \
+    static inline __attribute__((always_inline)) uint16_t alu_##NAME##8(uint8_t a, uint8_t b, uint16_t *_Nonnull status) {            \
         uint16_t flags = a, product;                                                                   \
         __asm__(INSN " %2\n\tmovw %%ax, %1\n\t" CAPTURE                                                \
                 : "+&a"(flags), "=&r"(product) : "r"(b) : "cc");                                       \
@@ -179,7 +179,7 @@ MARTLET_MULTIPLY8(mul, "mulb")
 MARTLET_MULTIPLY8(imulwide, "imulb")
 
 // 128-bit by 64-bit division; the caller has ruled out a zero divisor and a quotient that does not fit.
-static inline uint64_t alu_div128(uint64_t high, uint64_t low, uint64_t divisor, uint64_t *_Nonnull remainder) {
+static inline __attribute__((always_inline)) uint64_t alu_div128(uint64_t high, uint64_t low, uint64_t divisor, uint64_t *_Nonnull remainder) {
     uint64_t quotient = low, rest = high;
     __asm__("divq %2" : "+a"(quotient), "+d"(rest) : "r"(divisor) : "cc");
     *remainder = rest;
@@ -188,13 +188,13 @@ static inline uint64_t alu_div128(uint64_t high, uint64_t low, uint64_t divisor,
 
 // Decimal adjustments exist only outside 64-bit mode, so the host cannot run them: they are computed in Swift.
 
-static inline uint64_t alu_rdtsc(void) {
+static inline __attribute__((always_inline)) uint64_t alu_rdtsc(void) {
     uint32_t low, high;
     __asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
     return ((uint64_t)high << 32) | low;
 }
 
-static inline uint64_t alu_crc32(uint64_t crc, uint64_t value, uint8_t size) {
+static inline __attribute__((always_inline)) uint64_t alu_crc32(uint64_t crc, uint64_t value, uint8_t size) {
     switch (size) {
     case 1: __asm__("crc32b %b1, %k0" : "+r"(crc) : "q"(value)); break;
     case 2: __asm__("crc32w %w1, %k0" : "+r"(crc) : "r"(value)); break;
@@ -205,7 +205,7 @@ static inline uint64_t alu_crc32(uint64_t crc, uint64_t value, uint8_t size) {
 }
 
 // REP MOVS and REP STOS upwards on host memory: the processor's own order of bytes where the blocks overlap.
-static inline void alu_rep_movs(void *_Nonnull destination, const void *_Nonnull source, uint64_t count, uint8_t size) {
+static inline __attribute__((always_inline)) void alu_rep_movs(void *_Nonnull destination, const void *_Nonnull source, uint64_t count, uint8_t size) {
     switch (size) {
     case 1: __asm__ volatile("rep movsb" : "+D"(destination), "+S"(source), "+c"(count) : : "memory"); break;
     case 2: __asm__ volatile("rep movsw" : "+D"(destination), "+S"(source), "+c"(count) : : "memory"); break;
@@ -213,7 +213,7 @@ static inline void alu_rep_movs(void *_Nonnull destination, const void *_Nonnull
     default: __asm__ volatile("rep movsq" : "+D"(destination), "+S"(source), "+c"(count) : : "memory"); break;
     }
 }
-static inline void alu_rep_stos(void *_Nonnull destination, uint64_t value, uint64_t count, uint8_t size) {
+static inline __attribute__((always_inline)) void alu_rep_stos(void *_Nonnull destination, uint64_t value, uint64_t count, uint8_t size) {
     switch (size) {
     case 1: __asm__ volatile("rep stosb" : "+D"(destination), "+c"(count) : "a"(value) : "memory"); break;
     case 2: __asm__ volatile("rep stosw" : "+D"(destination), "+c"(count) : "a"(value) : "memory"); break;
@@ -222,13 +222,13 @@ static inline void alu_rep_stos(void *_Nonnull destination, uint64_t value, uint
     }
 }
 
-static inline void alu_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+static inline __attribute__((always_inline)) void alu_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
 // CMPXCHG8B / CMPXCHG16B on host memory, atomic. Returns 1 when exchanged.
-static inline int alu_cmpxchg8b(void *_Nonnull memory, uint64_t *_Nonnull expected, uint64_t desired) {
+static inline __attribute__((always_inline)) int alu_cmpxchg8b(void *_Nonnull memory, uint64_t *_Nonnull expected, uint64_t desired) {
     return __atomic_compare_exchange_n((uint64_t *)memory, expected, desired, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
-static inline int alu_cmpxchg16b(void *_Nonnull memory, uint64_t *_Nonnull low, uint64_t *_Nonnull high,
+static inline __attribute__((always_inline)) int alu_cmpxchg16b(void *_Nonnull memory, uint64_t *_Nonnull low, uint64_t *_Nonnull high,
                                  uint64_t new_low, uint64_t new_high) {
     uint8_t equal;
     uint64_t a = *low, d = *high;
@@ -239,20 +239,20 @@ static inline int alu_cmpxchg16b(void *_Nonnull memory, uint64_t *_Nonnull low, 
     *high = d;
     return equal;
 }
-static inline int martlet_compare_exchange32(uint32_t *_Nonnull memory, uint32_t expected, uint32_t desired) {
+static inline __attribute__((always_inline)) int martlet_compare_exchange32(uint32_t *_Nonnull memory, uint32_t expected, uint32_t desired) {
     return __atomic_compare_exchange_n(memory, &expected, desired, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
-static inline int martlet_compare_exchange64(uint64_t *_Nonnull memory, uint64_t expected, uint64_t desired) {
+static inline __attribute__((always_inline)) int martlet_compare_exchange64(uint64_t *_Nonnull memory, uint64_t expected, uint64_t desired) {
     return __atomic_compare_exchange_n(memory, &expected, desired, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
 
-static inline void martlet_host_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t *_Nonnull registers) {
+static inline __attribute__((always_inline)) void martlet_host_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t *_Nonnull registers) {
     __asm__ volatile("cpuid" : "=a"(registers[0]), "=b"(registers[1]), "=c"(registers[2]), "=d"(registers[3])
                      : "a"(leaf), "c"(subleaf));
 }
 
 // Runs a vector stub (CPU/VectorStub.swift): the guest's FXSAVE image, the memory operand, the general registers.
-static inline void martlet_call_stub(void *_Nonnull stub, void *_Nonnull image, void *_Nullable memory,
+static inline __attribute__((always_inline)) void martlet_call_stub(void *_Nonnull stub, void *_Nonnull image, void *_Nullable memory,
                                      uint64_t *_Nonnull registers, uint16_t *_Nonnull status) {
     ((void (*)(void *, void *, uint64_t *, uint16_t *))stub)(image, memory, registers, status);
 }

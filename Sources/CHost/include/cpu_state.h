@@ -238,34 +238,34 @@ typedef struct martlet_cpu {
     martlet_jump_entry jumps[MARTLET_JUMP_ENTRIES];
 } martlet_cpu;
 
-static inline uint32_t martlet_attention(const martlet_cpu *_Nonnull cpu) {
+static inline __attribute__((always_inline)) uint32_t martlet_attention(const martlet_cpu *_Nonnull cpu) {
     return __atomic_load_n(&cpu->attention, __ATOMIC_RELAXED);
 }
-static inline void martlet_request_attention(martlet_cpu *_Nonnull cpu) {
+static inline __attribute__((always_inline)) void martlet_request_attention(martlet_cpu *_Nonnull cpu) {
     __atomic_store_n(&cpu->attention, 1, __ATOMIC_SEQ_CST);
 }
-static inline void martlet_clear_attention(martlet_cpu *_Nonnull cpu) {
+static inline __attribute__((always_inline)) void martlet_clear_attention(martlet_cpu *_Nonnull cpu) {
     __atomic_store_n(&cpu->attention, 0, __ATOMIC_SEQ_CST);
 }
 // The futex word for a sleeping vCPU.
-static inline uint32_t *_Nonnull martlet_attention_word(martlet_cpu *_Nonnull cpu) { return &cpu->attention; }
+static inline __attribute__((always_inline)) uint32_t *_Nonnull martlet_attention_word(martlet_cpu *_Nonnull cpu) { return &cpu->attention; }
 
-static inline martlet_segment *_Nonnull martlet_segments(martlet_cpu *_Nonnull cpu) { return cpu->segments; }
-static inline uint64_t *_Nonnull martlet_segment_bases(martlet_cpu *_Nonnull cpu) { return cpu->segment_base; }
-static inline uint16_t *_Nonnull martlet_status(martlet_cpu *_Nonnull cpu) { return &cpu->status; }
-static inline martlet_slot *_Nonnull martlet_slots(martlet_cpu *_Nonnull cpu) { return cpu->slots; }
-static inline martlet_mmio_fragment *_Nonnull martlet_mmio(martlet_cpu *_Nonnull cpu) { return cpu->mmio; }
-static inline uint8_t *_Nonnull martlet_bounce(martlet_cpu *_Nonnull cpu) { return cpu->bounce; }
-static inline uint8_t *_Nonnull martlet_fx(martlet_cpu *_Nonnull cpu) { return cpu->fx; }
-static inline martlet_jump_entry *_Nonnull martlet_jumps(martlet_cpu *_Nonnull cpu) { return cpu->jumps; }
-static inline uint16_t *_Nonnull martlet_fill_list(martlet_cpu *_Nonnull cpu) { return cpu->fill_list; }
-static inline uint64_t *_Nonnull martlet_debug_registers(martlet_cpu *_Nonnull cpu) { return cpu->debug_registers; }
-static inline uint64_t *_Nonnull martlet_mtrr_fixed(martlet_cpu *_Nonnull cpu) { return cpu->mtrr_fixed; }
-static inline uint64_t *_Nonnull martlet_mtrr_variable(martlet_cpu *_Nonnull cpu) { return cpu->mtrr_variable; }
-static inline martlet_tlb_entry *_Nonnull martlet_tlb_table(martlet_cpu *_Nonnull cpu, uint32_t number) {
+static inline __attribute__((always_inline)) martlet_segment *_Nonnull martlet_segments(martlet_cpu *_Nonnull cpu) { return cpu->segments; }
+static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_segment_bases(martlet_cpu *_Nonnull cpu) { return cpu->segment_base; }
+static inline __attribute__((always_inline)) uint16_t *_Nonnull martlet_status(martlet_cpu *_Nonnull cpu) { return &cpu->status; }
+static inline __attribute__((always_inline)) martlet_slot *_Nonnull martlet_slots(martlet_cpu *_Nonnull cpu) { return cpu->slots; }
+static inline __attribute__((always_inline)) martlet_mmio_fragment *_Nonnull martlet_mmio(martlet_cpu *_Nonnull cpu) { return cpu->mmio; }
+static inline __attribute__((always_inline)) uint8_t *_Nonnull martlet_bounce(martlet_cpu *_Nonnull cpu) { return cpu->bounce; }
+static inline __attribute__((always_inline)) uint8_t *_Nonnull martlet_fx(martlet_cpu *_Nonnull cpu) { return cpu->fx; }
+static inline __attribute__((always_inline)) martlet_jump_entry *_Nonnull martlet_jumps(martlet_cpu *_Nonnull cpu) { return cpu->jumps; }
+static inline __attribute__((always_inline)) uint16_t *_Nonnull martlet_fill_list(martlet_cpu *_Nonnull cpu) { return cpu->fill_list; }
+static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_debug_registers(martlet_cpu *_Nonnull cpu) { return cpu->debug_registers; }
+static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_mtrr_fixed(martlet_cpu *_Nonnull cpu) { return cpu->mtrr_fixed; }
+static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_mtrr_variable(martlet_cpu *_Nonnull cpu) { return cpu->mtrr_variable; }
+static inline __attribute__((always_inline)) martlet_tlb_entry *_Nonnull martlet_tlb_table(martlet_cpu *_Nonnull cpu, uint32_t number) {
     return number == 0 ? cpu->tlb_user : number == 1 ? cpu->tlb_supervisor : cpu->tlb_supervisor_user;
 }
-static inline martlet_fetch_entry *_Nonnull martlet_fetch_table(martlet_cpu *_Nonnull cpu, uint32_t user) {
+static inline __attribute__((always_inline)) martlet_fetch_entry *_Nonnull martlet_fetch_table(martlet_cpu *_Nonnull cpu, uint32_t user) {
     return user ? cpu->fetch_user : cpu->fetch_supervisor;
 }
 
