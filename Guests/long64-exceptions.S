@@ -6,6 +6,10 @@
     .globl _start
 _start:
     call    install_handlers
+#ifdef COMPLETE
+    load_task_state
+    gate    12, 0, 1                // a stack for #SS
+#endif
     mov     $RESULTS, %rdi
     xor     %ebx, %ebx
     mov     $7, %eax
@@ -25,7 +29,7 @@ _start:
     expect  mov (%rbx), %rax        // not canonical: #GP(0)
 #ifdef COMPLETE
     mov     %rsp, %rbp
-    mov     %rbx, %rsp
+    lea     16(%rbx), %rsp
     expect  push %rax               // not canonical through SS: #SS(0)
     mov     %rbp, %rsp
 #endif

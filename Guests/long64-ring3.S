@@ -6,17 +6,7 @@
     .globl _start
 _start:
     call    install_handlers
-    movl    $0x7800, tss + 4        // RSP0
-    movw    $0x68, tss + 102
-    mov     $tss, %eax
-    mov     %ax, 0x1000 + TSS + 2
-    shr     $16, %eax
-    mov     %al, 0x1000 + TSS + 4
-    movw    $0x67, 0x1000 + TSS
-    movw    $0x0089, 0x1000 + TSS + 5
-    movq    $0, 0x1000 + TSS + 8
-    mov     $TSS, %eax
-    ltr     %ax
+    load_task_state
     mov     $0xc0000081, %ecx       // STAR: SYSCALL to 0x18/0x20, SYSRET from 0x20|3: 0x28 data, 0x30 code
     xor     %eax, %eax
     mov     $0x00200018, %edx
@@ -84,7 +74,3 @@ on_syscall:
     sysretq
 1:  mov     %rcx, 0x6e20
     finish
-
-    .balign 16
-tss:
-    .fill   104, 1, 0
