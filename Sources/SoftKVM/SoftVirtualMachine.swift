@@ -11,20 +11,15 @@ final class SoftVirtualMachine: VirtualMachine {
     private let core: MachineCore
     private let setup: Mutex<Setup>
 
-    /// What is changed by few calls and slowly.
+    /// What few calls change.
     private struct Setup: Sendable {
         var slots = MemorySlots()
-        var timerThread: HostThread?
+        var timerThread: TimerThread?
     }
 
     init(tscFrequency: UInt64) {
         core = MachineCore(tscFrequency: tscFrequency, at: TimestampCounter.sample())
         setup = Mutex(Setup())
-    }
-
-    deinit {
-        core.alarm.stop()
-        setup.withLock { $0.timerThread }?.join()
     }
 
     private func failure(_ operation: String, _ number: Int32, _ detail: String = "") -> HypervisorError {
@@ -72,8 +67,7 @@ final class SoftVirtualMachine: VirtualMachine {
             guard core.withFabric({ !$0.isPresent }) else { throw failure(operation, EEXIST, "it exists already") }
             guard core.cpus.isEmpty else { throw failure(operation, EINVAL, "there are vCPUs already") }
             do throws(HostError) {
-                // The thread keeps the core, not this object, whose end stops it.
-                setup.timerThread = try HostThread(name: "guest timers") { [core] in core.runTimers() }
+                setup.timerThread = try TimerThread(core)
             } catch {
                 throw failure(operation, error.errorNumber, "\(error)")
             }
@@ -201,7 +195,7 @@ final class SoftVirtualMachine: VirtualMachine {
             let cpu = VirtualCPUCore(id: id)
             cpu.setSlots(setup.slots)
             guard let index = core.add(cpu) else { throw failure(operation, EEXIST, "vCPU \(id) exists already") }
-            return SoftVirtualCPU(core: cpu, index: index, machine: core)
+            return SoftVirtualCPU(core: cpu, index: index, machine: core, timerThread: setup.timerThread)
         }
     }
 }

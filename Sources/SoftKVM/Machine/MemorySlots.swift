@@ -28,6 +28,12 @@ struct MemorySlots: Sendable {
             // The end of a process's half of the address space.
             region.userspace_addr < 1 << 47, region.memory_size <= 1 << 47 - region.userspace_addr
         else { throw failure(EINVAL, "slot \(region.slot) wraps around or has no memory") }
+        if let old = regions[region.slot] {
+            let isSame = old.memory_size == region.memory_size && old.userspace_addr == region.userspace_addr
+            guard isSame, (old.flags ^ region.flags) & UInt32(KVM_MEM_READONLY) == 0 else {
+                throw failure(EINVAL, "slot \(region.slot) exists with other memory; delete it first")
+            }
+        }
         for (number, other) in regions where number != region.slot {
             let isApart =
                 end <= other.guest_phys_addr || other.guest_phys_addr + other.memory_size <= region.guest_phys_addr

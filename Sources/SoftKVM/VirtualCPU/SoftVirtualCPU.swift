@@ -14,6 +14,8 @@ public final class SoftVirtualCPU: VirtualCPU, @unchecked Sendable {
     let machine: MachineCore
     /// It cannot come once there are vCPUs.
     let hasIRQChip: Bool
+    /// Kept running for as long as there is a vCPU, also when the VM's own descriptor is gone (as KVM's file).
+    private let timerThread: TimerThread?
 
     /// KVM_MP_STATE_*.
     var multiprocessing: UInt32
@@ -47,7 +49,8 @@ public final class SoftVirtualCPU: VirtualCPU, @unchecked Sendable {
     var processor: Processor { core.processor }
     var state: UnsafeMutablePointer<martlet_cpu> { core.state }
 
-    init(core: VirtualCPUCore, index: Int, machine: MachineCore) {
+    init(core: VirtualCPUCore, index: Int, machine: MachineCore, timerThread: TimerThread?) {
+        self.timerThread = timerThread
         self.core = core
         self.index = index
         self.machine = machine
