@@ -28,8 +28,8 @@ struct GuestBootTests {
             seq 1 20000 >/tmp/numbers
             gzip -c /tmp/numbers | gunzip -c | cmp - /tmp/numbers && echo gzip=same
             echo crc=$(crc32 /tmp/numbers)
-            echo float=$(awk 'BEGIN { printf "%.12f %.6e %d", atan2(1, 1) * 4, exp(1) ^ 20, 2 ^ 53 - 1 }')
-            echo root=$(awk 'BEGIN { for (i = 1; i <= 2000; i++) s += sqrt(i) * sin(i) / cos(i); printf "%.9f", s }')
+            echo float=$(awk 'BEGIN { printf "%.15f %.6e %d", 2 / 3, 1e20 / 7, 9007199254740991 }')
+            echo sum=$(awk 'BEGIN { for (i = 1; i <= 2000; i++) s += (i % 7 - 3) / (i * i + 0.5); printf "%.15f", s }')
             echo bc=$(echo '2^200' | bc)
             echo processors=$(grep -c ^processor /proc/cpuinfo)
             echo serial=$(grep -c ttyS /proc/interrupts)
@@ -52,10 +52,10 @@ struct GuestBootTests {
             value("sha256", in: result) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
         #expect(value("md5", in: result) == "900150983cd24fb0d6963f7d28e17f72")
         #expect(value("gzip", in: result) == "same")
-        #expect(value("crc", in: result)?.lowercased() == crc32OfNumbers())
-        #expect(value("float", in: result) == "3.141592653590 4.851652e+08 9007199254740991")
-        let sum = (1...2000).reduce(0.0) { $0 + Double($1).squareRoot() * sin(Double($1)) / cos(Double($1)) }
-        #expect(value("root", in: result) == String(format: "%.9f", sum))
+        #expect(value("crc", in: result)?.split(separator: " ").first.map(String.init) == crc32OfNumbers())
+        #expect(value("float", in: result) == "0.666666666666667 1.428571e+19 9007199254740991")
+        let sum = (1...2000).reduce(0.0) { $0 + Double($1 % 7 - 3) / (Double($1) * Double($1) + 0.5) }
+        #expect(value("sum", in: result) == String(format: "%.15f", sum))
         #expect(value("bc", in: result) == "1606938044258990275541962092341162602522202993782792835301376")
         #expect(value("processors", in: result) == "1")
         #expect(value("serial", in: result).flatMap { Int($0) } ?? 0 >= 2)
