@@ -217,7 +217,19 @@ extension UnsafeMutablePointer<martlet_cpu> {
 /// Leaves the inner loop with rip at instruction `i`, which has not changed anything.
 @inline(never) func stop(_ s: State, _ i: Insn) -> Insn? {
     s.pointee.rip = instructionAddress(s, i)
+    if s.pointee.stop == UInt32(MARTLET_STOP_EXCEPTION), i.pointee.segment == UInt8(SegmentRegister.ss) {
+        refineStackFault(s, i)
+    }
     return nil
+}
+
+/// A non-canonical address by way of SS (a base of RSP or RBP) is #SS(0), not #GP(0) (SDM vol. 3A §6.15, interrupt 12).
+private func refineStackFault(_ s: State, _ i: Insn) {
+    guard s.pointee.exception_vector == UInt32(ExceptionVector.generalProtection.rawValue),
+        s.pointee.mode == CodeMode.bits64, i.pointee.flags & InsnFlag.memory != 0
+    else { return }
+    let address = effectiveAddress(s, i)
+    if !isCanonical(address) || !isCanonical(address &+ UInt64(i.pointee.size)) { raise(s, .stack, error: 0) }
 }
 
 /// Raises and stops in one: for handlers.

@@ -106,7 +106,7 @@ private func deliverLong(_ s: State, _ event: Event) -> Bool {
     let frameTop = stack & ~15
     let cs = s.segment(SegmentRegister.cs).pointee.selector
     let ss = s.segment(SegmentRegister.ss).pointee.selector
-    let flags = event.isExternal || event.isSoftware ? s.flags : s.flags | RFlags.resume
+    let flags = pushedFlags(s, event)
     guard systemWrite(s, frameTop &- 8, UInt64(ss), 8), systemWrite(s, frameTop &- 16, s.register(4), 8),
         systemWrite(s, frameTop &- 24, flags, 8), systemWrite(s, frameTop &- 32, UInt64(cs), 8),
         systemWrite(s, frameTop &- 40, event.rip, 8)
@@ -182,8 +182,10 @@ private func deliverProtected(_ s: State, _ event: Event) -> Bool {
         : deliverInnerPrivilege(s, event, gate, code, privilege, size)
 }
 
+/// A fault pushes RF set (SDM vol. 3B §17.3.1.1); the only #DB of this processor is a trap.
 private func pushedFlags(_ s: State, _ event: Event) -> UInt64 {
-    event.isExternal || event.isSoftware ? s.flags : s.flags | RFlags.resume
+    let isTrap = event.vector == ExceptionVector.debug.rawValue
+    return event.isExternal || event.isSoftware || isTrap ? s.flags : s.flags | RFlags.resume
 }
 
 private func deliverSamePrivilege(
@@ -322,7 +324,11 @@ private func iretReal(_ s: State, _ i: Insn) -> Bool {
 
 private func iretProtected(_ s: State, _ i: Insn) -> Bool {
     let size = i.pointee.size
-    if !s.isLongMode, s.pointee.rflags & RFlags.nestedTask != 0 {
+    if s.isLongMode, s.pointee.rflags & RFlags.nestedTask != 0 {
+        raise(s, .generalProtection, error: 0)
+        return false
+    }
+    if s.pointee.rflags & RFlags.nestedTask != 0 {
         // A return through a task's back link: hardware task switching is not there (docs/quirks.md).
         raise(s, .invalidTSS, error: UInt32(s.pointee.tr.selector & 0xFFFC))
         return false

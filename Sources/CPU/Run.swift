@@ -12,13 +12,9 @@ extension Processor {
         }
         while true {
             s.pointee.stop = UInt32(MARTLET_STOP_NONE)
-            if needsSingleStep {
-                singleStep()
-            } else {
-                if s.pointee.nmi_pending != 0, s.pointee.nmi_blocked == 0 { deliverNMI() }
-                if s.pointee.window_requested != 0, canAcceptInterrupt { return .window }
-                dispatch(s)
-            }
+            if canAcceptNMI, !deliverNMI() { return .shutdown }
+            if s.pointee.window_requested != 0, canAcceptInterrupt { return .window }
+            if needsSingleStep { singleStep() } else { dispatch(s) }
             switch s.pointee.stop {
             case UInt32(MARTLET_STOP_NONE): break
             case UInt32(MARTLET_STOP_EXCEPTION):
@@ -41,47 +37,75 @@ extension Processor {
     }
 
     /// Whether an external interrupt may be delivered now (SDM vol. 3A §6.8.1, §6.8.3).
-    public var canAcceptInterrupt: Bool {
-        let s = state
-        return s.pointee.rflags & RFlags.interrupt != 0 && s.pointee.interrupt_shadow == 0
-            && s.pointee.mmio_count == 0 && s.pointee.mmio_pending == 0 && s.pointee.port_answered == 0
+    public var canAcceptInterrupt: Bool { state.pointee.rflags & RFlags.interrupt != 0 && isBetweenInstructions }
+
+    private var canAcceptNMI: Bool {
+        state.pointee.nmi_pending != 0 && state.pointee.nmi_blocked == 0 && isBetweenInstructions
     }
 
+    /// No shadow, and no instruction that waits for its answered access.
+    private var isBetweenInstructions: Bool {
+        let s = state
+        return s.pointee.interrupt_shadow == 0 && s.pointee.mmio_count == 0 && s.pointee.mmio_pending == 0
+            && s.pointee.port_answered == 0
+    }
+
+    /// Executes one instruction and looks up no other: the trap behind it comes before any fault on fetching the next.
     private func singleStep() {
         let s = state
-        let traps = s.pointee.rflags & RFlags.trap != 0
         s.pointee.interrupt_shadow = 0
         s.pointee.mmio_cursor = 0
-        let answered = s.pointee.mmio_count
-        guard let i = findBlock(s) else { return }
-        let handler = i.pointee.handler
-        let interruptHandlerAddress = unsafeBitCast(interruptHandler, to: UnsafeMutableRawPointer?.self)
-        if let next = unsafeBitCast(handler, to: Handler.self)(s, i) { s.pointee.rip = instructionAddress(s, next) }
+        // Not by the jump cache: its entry may be of a dropped block, whose place-holder is no instruction.
+        guard let i = lookup() else { return forgetAnswers(ports: true) }
+        let rip = s.pointee.rip
+        let portAnswers = s.pointee.port_answered
+        let traps = s.pointee.rflags & RFlags.trap != 0
+        let mnemonic = Mnemonic(rawValue: i.pointee.mnemonic)
+        let handler = unsafeBitCast(i.pointee.handler, to: Handler.self)
+        martlet_begin_step(s)
+        if let next = handler(s, i) { s.pointee.rip = instructionAddress(s, next) }
+        martlet_end_step(s)
         s.pointee.instruction_count &+= 1
-        let stop = s.pointee.stop
-        if stop == UInt32(MARTLET_STOP_ATTENTION) {
+        if s.pointee.stop == UInt32(MARTLET_STOP_ATTENTION) {
             // The instruction itself is complete; only its successor was not looked up.
             s.pointee.stop = UInt32(MARTLET_STOP_NONE)
         }
-        if stop != UInt32(MARTLET_STOP_MMIO), answered != 0 || s.pointee.mmio_count != 0 {
-            s.pointee.mmio_count = 0
-            s.pointee.mmio_cursor = 0
+        let stop = s.pointee.stop
+        if stop == UInt32(MARTLET_STOP_MMIO) {
+            // INS to a device: the element is read again with the same answer.
+            s.pointee.port_answered = portAnswers
+        } else if stop != UInt32(MARTLET_STOP_PORT) {
+            // REP INS that is not done yet keeps the answers to come.
+            forgetAnswers(ports: stop == UInt32(MARTLET_STOP_EXCEPTION) || s.pointee.rip != rip)
         }
-        let completed = stop == UInt32(MARTLET_STOP_NONE) || stop == UInt32(MARTLET_STOP_ATTENTION)
-        // INT n and its kin clear TF before the trap could come (SDM vol. 3B §17.3.1.4).
-        if completed, traps, handler != interruptHandlerAddress {
-            // DR6.BS (SDM vol. 3B §17.2.3); the trap comes after the instruction.
-            martlet_debug_registers(s)[6] |= 1 << 14
-            raise(s, .debug)
+        let completed = stop == UInt32(MARTLET_STOP_NONE) || stop == UInt32(MARTLET_STOP_HALT)
+        if traps, completed, trapsAfter(mnemonic) { raiseSingleStep(s) }
+    }
+
+    private func forgetAnswers(ports: Bool) {
+        state.pointee.mmio_count = 0
+        state.pointee.mmio_cursor = 0
+        if ports { state.pointee.port_answered = 0 }
+    }
+
+    /// Whether the single-step trap follows an instruction that began with TF set.
+    private func trapsAfter(_ mnemonic: Mnemonic?) -> Bool {
+        let s = state
+        switch mnemonic {
+        // INT n and its kin clear TF before the trap could come (SDM vol. 3B §17.3.1.4); so does SYSCALL by its mask.
+        case .int, .int3, .int1, .into, .syscall: return s.pointee.rflags & RFlags.trap != 0
+        // Nothing comes between a load of SS and the next instruction (SDM vol. 3A §6.8.3).
+        case .movToSegment, .popSegment: return s.pointee.interrupt_shadow == 0
+        default: return true
         }
     }
 
-    private func deliverNMI() {
+    /// False: triple fault.
+    private func deliverNMI() -> Bool {
         state.pointee.nmi_pending = 0
         state.pointee.nmi_blocked = 1
-        if !deliver(state, Event(vector: 2, error: nil, isExternal: true, rip: state.pointee.rip)) {
-            if !deliverException() { state.pointee.stop = UInt32(MARTLET_STOP_SHUTDOWN) }
-        }
+        return deliver(state, Event(vector: 2, error: nil, isExternal: true, rip: state.pointee.rip))
+            || deliverException()
     }
 
     /// Delivers an external interrupt; `canAcceptInterrupt` must hold.
@@ -137,6 +161,12 @@ extension Processor {
         s.pointee.last_exception_cr2 =
             vector == ExceptionVector.pageFault.rawValue ? s.pointee.exception_cr2 : s.pointee.cr2
     }
+}
+
+/// The single-step trap: DR6.BS says what it was (SDM vol. 3B §17.2.3).
+func raiseSingleStep(_ s: State) {
+    martlet_debug_registers(s)[6] |= 1 << 14
+    raise(s, .debug)
 }
 
 /// The inner loop.

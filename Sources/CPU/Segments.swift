@@ -245,9 +245,10 @@ func updateContext(_ s: State) {
 /// Sets CS for a new privilege.
 func setCodeSegment(_ s: State, _ segment: martlet_segment, cpl: UInt8) {
     let old = s.segment(SegmentRegister.cs).pointee
+    let wasLong = s.pointee.mode == CodeMode.bits64
     s.segment(SegmentRegister.cs).pointee = segment
     s.pointee.cpl = cpl
     updateContext(s)
     // Outside 64-bit mode jump entries go by offset in the segment.
-    if s.pointee.mode != CodeMode.bits64, old.base != segment.base || old.limit != segment.limit { bumpGeneration(s) }
+    if !wasLong || s.pointee.mode != CodeMode.bits64, old.base != segment.base || old.limit != segment.limit { bumpGeneration(s) }
 }

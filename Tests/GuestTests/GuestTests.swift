@@ -26,19 +26,8 @@ struct GuestTests {
 
     @Test("in software", arguments: GuestProgram.all)
     func soft(program: GuestProgram) throws {
-        if let difference = Self.softDifferences[program.name] {
-            withKnownIssue(difference) { try check(program, on: .soft) }
-        } else {
-            try check(program, on: .soft)
-        }
+        try check(program, on: .soft)
     }
-
-    /// Where the software engine's exits are not yet the kernel's. A difference that is gone fails its test, and then
-    /// belongs out of this table.
-    private static let softDifferences: [String: Comment] = [
-        "real16-io": "INS with REP leaves once for each element; KVM fills what one page takes in one exit",
-        "long64-io": "the same; and three bytes to a device's page are written as two and one, KVM writes three",
-    ]
 
     private func check(_ program: GuestProgram, on engine: Engine) throws {
         let system = try #require(try engine.makeSystem())

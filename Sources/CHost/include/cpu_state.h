@@ -18,6 +18,7 @@ enum {
     MARTLET_MAX_SLOTS = 64,
     MARTLET_MMIO_FRAGMENTS = 80, // FXSAVE's 512 bytes in quads, and a page crossing
     MARTLET_FILL_LIST = 2048,
+    MARTLET_PORT_BATCH = 1024, // KVM's limit for one exit: 1,024 bytes of INS
 };
 
 // A segment register with its hidden part (SDM vol. 3A §3.4.3). `attributes` has the descriptor's bits 40–55 without the
@@ -195,8 +196,9 @@ typedef struct martlet_cpu {
     uint16_t port_number;
     uint8_t port_size;
     uint8_t port_is_write;
-    uint8_t port_answered;            // the restarted instruction takes port_data
-    uint32_t port_data;
+    uint16_t port_answered;           // answers that the restarted instruction has still to take
+    uint16_t port_count;              // accesses asked for at once: elements of REP INS, else 1
+    uint32_t port_data[MARTLET_PORT_BATCH];
     uint32_t mmio_count;              // fragments answered so far for the current instruction
     uint32_t mmio_cursor;             // next fragment that the restarted instruction will ask for
     uint32_t mmio_pending;            // fragment `mmio_count` is being asked of user space
@@ -247,6 +249,15 @@ static inline __attribute__((always_inline)) void martlet_request_attention(mart
 static inline __attribute__((always_inline)) void martlet_clear_attention(martlet_cpu *_Nonnull cpu) {
     __atomic_store_n(&cpu->attention, 0, __ATOMIC_SEQ_CST);
 }
+// Between these two the inner loop ends behind one instruction, as if there were attention. Real attention is kept.
+static inline void martlet_begin_step(martlet_cpu *_Nonnull cpu) {
+    uint32_t none = 0;
+    __atomic_compare_exchange_n(&cpu->attention, &none, 2, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}
+static inline void martlet_end_step(martlet_cpu *_Nonnull cpu) {
+    uint32_t stepping = 2;
+    __atomic_compare_exchange_n(&cpu->attention, &stepping, 0, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}
 // The futex word for a sleeping vCPU.
 static inline __attribute__((always_inline)) uint32_t *_Nonnull martlet_attention_word(martlet_cpu *_Nonnull cpu) { return &cpu->attention; }
 
@@ -258,6 +269,9 @@ static inline __attribute__((always_inline)) martlet_mmio_fragment *_Nonnull mar
 static inline __attribute__((always_inline)) uint8_t *_Nonnull martlet_bounce(martlet_cpu *_Nonnull cpu) { return cpu->bounce; }
 static inline __attribute__((always_inline)) uint8_t *_Nonnull martlet_fx(martlet_cpu *_Nonnull cpu) { return cpu->fx; }
 static inline __attribute__((always_inline)) martlet_jump_entry *_Nonnull martlet_jumps(martlet_cpu *_Nonnull cpu) { return cpu->jumps; }
+static inline __attribute__((always_inline)) uint32_t *_Nonnull martlet_port_data(martlet_cpu *_Nonnull cpu) {
+    return cpu->port_data;
+}
 static inline __attribute__((always_inline)) uint16_t *_Nonnull martlet_fill_list(martlet_cpu *_Nonnull cpu) { return cpu->fill_list; }
 static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_debug_registers(martlet_cpu *_Nonnull cpu) { return cpu->debug_registers; }
 static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_mtrr_fixed(martlet_cpu *_Nonnull cpu) { return cpu->mtrr_fixed; }

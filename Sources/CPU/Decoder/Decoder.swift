@@ -120,7 +120,7 @@ struct Decoder {
         parseImmediates(i)
         setFlags(i)
         let isMemory = i.pointee.flags & InsnFlag.memory != 0
-        if lock, !(isMemory && entry.flags & OpcodeEntry.lockable != 0), entry.mnemonic != .movToCR { return invalid() }
+        if lock, !(isMemory && entry.flags & OpcodeEntry.lockable != 0) { return invalid() }
         return .done
     }
 

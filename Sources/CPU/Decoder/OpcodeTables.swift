@@ -189,7 +189,7 @@ final class OpcodeTables: @unchecked Sendable {
         for opcode in 0x118...0x11F { set(opcode, .nop, .e) }
         set(0x120, .movFromCR, .eg, .native)
         set(0x121, .movFromDR, .eg, .native)
-        set(0x122, .movToCR, .ge, .native, flags: ends | OpcodeEntry.lockable)
+        set(0x122, .movToCR, .ge, .native, flags: ends)
         set(0x123, .movToDR, .ge, .native, flags: ends)
         set(0x130, .wrmsr, flags: ends)
         set(0x131, .rdtsc)

@@ -33,9 +33,12 @@ func continueAtRIP(_ s: State) -> Insn? {
 @inline(never) private func branchSlow(_ s: State, _ i: Insn, _ target: UInt64) -> Insn? {
     let pageRIP = s.register(Int(MARTLET_PAGE_RIP_REGISTER))
     s.pointee.rip = target
+    let flushes = s.pointee.cache_flushes
     guard let next = nextBlock(s) else { return nil }
-    if i.pointee.flags & InsnFlag.uncached == 0, next.pointee.flags & InsnFlag.uncached == 0 {
-        let isSamePage = s.register(Int(MARTLET_PAGE_RIP_REGISTER)) == pageRIP
+    // After a flush of all code another instruction may stand where `i` was.
+    if flushes == s.pointee.cache_flushes, (i.pointee.flags | next.pointee.flags) & InsnFlag.uncached == 0 {
+        // A target cut to 16 bits is on the same page only where this page is mapped now.
+        let isSamePage = s.register(Int(MARTLET_PAGE_RIP_REGISTER)) == pageRIP && i.pointee.size != 2
         i.pointee.link = UnsafeMutableRawPointer(next)
         i.pointee.link_key = isSamePage ? 0 : s.pointee.fetch_key
     }

@@ -256,10 +256,17 @@ private func softwareInterrupt(_ s: State, _ i: Insn, _ vector: UInt8) -> Insn? 
 let interruptHandler: Handler = { s, i in
     switch Mnemonic(rawValue: i.pointee.mnemonic) {
     case .int3: return softwareInterrupt(s, i, 3)
-    case .int1: return softwareInterrupt(s, i, 1)
+    case .int1: return debugInterrupt(s, i)
     case .into: return s.pointee.status & 1 != 0 ? softwareInterrupt(s, i, 4) : leaveBlock(s, i)
     default: return softwareInterrupt(s, i, UInt8(truncatingIfNeeded: i.pointee.immediate))
     }
+}
+
+/// INT1 is an event of the processor, whatever the gate's privilege (SDM vol. 2, INT1).
+private func debugInterrupt(_ s: State, _ i: Insn) -> Insn? {
+    let event = Event(vector: ExceptionVector.debug.rawValue, error: nil, rip: nextInstructionAddress(s, i))
+    guard deliver(s, event) else { return stop(s, i) }
+    return continueAtRIP(s)
 }
 
 let boundHandler: Handler = { s, i in
@@ -314,6 +321,11 @@ let sysretHandler: Handler = { s, i in
     let selector = (is64 ? base &+ 16 : base) | 3
     setCodeSegment(s, flatSegment(selector, (is64 ? code64 : code32) | 0x60), cpl: 3)
     s.pointee.rip = is64 ? target : target & 0xFFFF_FFFF
+    if flags & RFlags.trap != 0 {
+        // As if the SYSCALL of a single-stepped program had just completed.
+        raiseSingleStep(s)
+        return nil
+    }
     return continueAtRIP(s)
 }
 

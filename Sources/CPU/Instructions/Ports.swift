@@ -27,17 +27,18 @@ func mayAccessPort(_ s: State, _ port: UInt16, _ size: UInt8) -> Bool {
     return true
 }
 
-/// Reads a port. Nil: user space must answer first.
-func readPort(_ s: State, _ port: UInt16, _ size: UInt8) -> UInt32? {
+/// Reads a port; `batch` is how many such reads an exit may ask for at once (REP INS). Nil: user space must answer first.
+func readPort(_ s: State, _ port: UInt16, _ size: UInt8, batch: Int = 1) -> UInt32? {
     if s.pointee.port_answered != 0 {
-        s.pointee.port_answered = 0
-        return s.pointee.port_data
+        let taken = Int(s.pointee.port_count &- s.pointee.port_answered)
+        s.pointee.port_answered &-= 1
+        return martlet_port_data(s)[min(taken, Int(MARTLET_PORT_BATCH) - 1)]
     }
     var value: UInt32 = 0
     if let hook = s.pointee.hooks.port, hook(s.pointee.hooks.context, port, UInt32(size), 0, &value) == 0 {
         return value
     }
-    askPort(s, port, size, 0, isWrite: false)
+    askPort(s, port, size, 0, isWrite: false, count: batch)
     return nil
 }
 
@@ -52,15 +53,16 @@ func writePort(_ s: State, _ port: UInt16, _ size: UInt8, _ data: UInt32) -> Boo
     if let hook = s.pointee.hooks.port, hook(s.pointee.hooks.context, port, UInt32(size), 1, &value) == 0 {
         return true
     }
-    askPort(s, port, size, value, isWrite: true)
+    askPort(s, port, size, value, isWrite: true, count: 1)
     return false
 }
 
-private func askPort(_ s: State, _ port: UInt16, _ size: UInt8, _ data: UInt32, isWrite: Bool) {
+private func askPort(_ s: State, _ port: UInt16, _ size: UInt8, _ data: UInt32, isWrite: Bool, count: Int) {
     s.pointee.port_number = port
     s.pointee.port_size = size
     s.pointee.port_is_write = isWrite ? 1 : 0
-    s.pointee.port_data = data
+    s.pointee.port_count = UInt16(max(1, min(count, Int(MARTLET_PORT_BATCH))))
+    martlet_port_data(s)[0] = data
     s.pointee.stop = UInt32(MARTLET_STOP_PORT)
 }
 

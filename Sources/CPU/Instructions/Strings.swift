@@ -186,11 +186,22 @@ let portStringHandler: Handler = { s, i in
     }
 }
 
+/// How many elements one exit reads ahead, as KVM does: those that fit the rest of the page and 1,024 bytes, upwards.
+private func inBatch(_ s: State, _ i: Insn, _ address: UInt64) -> Int {
+    guard i.pointee.flags & (InsnFlag.rep | InsnFlag.repne) != 0, s.pointee.rflags & RFlags.direction == 0 else {
+        return 1
+    }
+    let size = UInt64(i.pointee.size)
+    let inPage = (pageSize - (address & pageMask)) / size
+    return Int(max(1, min(inPage, UInt64(MARTLET_PORT_BATCH) / size, offset(s, i, 1))))
+}
+
 private func inElement(_ s: State, _ i: Insn, _ port: UInt16) -> Bool {
     let size = Int(i.pointee.size)
     // The destination is checked before the port is read: the read may have side effects.
     guard let address = destinationAddress(s, i, size, AccessKind.write),
-        writePointer(s, address, size) != nil, let value = readPort(s, port, i.pointee.size),
+        writePointer(s, address, size) != nil,
+        let value = readPort(s, port, i.pointee.size, batch: inBatch(s, i, address)),
         writeSized(s, address, UInt64(value), size)
     else { return false }
     advance(s, i, rdiNumber, step(s, i.pointee.size))

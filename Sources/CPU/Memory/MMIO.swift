@@ -5,10 +5,8 @@ internal import CHost
 // on re-entry the same instruction runs again and finds the answers, in order, in `martlet_cpu.mmio`. Writes work the
 // same way: the restarted instruction finds its write already done.
 
-/// The largest power-of-two piece, at most 8, of `size` bytes.
-private func pieceSize(_ size: Int) -> Int {
-    size >= 8 ? 8 : (size >= 4 ? 4 : (size >= 2 ? 2 : 1))
-}
+/// KVM's pieces: at most 8 bytes, of any size (the part of an access on one side of a page boundary can be 3).
+private func pieceSize(_ size: Int) -> Int { min(size, 8) }
 
 func mmioRead(_ s: State, _ address: UInt64, _ size: Int, into destination: UnsafeMutableRawPointer) -> Bool {
     var offset = 0
@@ -34,7 +32,7 @@ func mmioWrite(_ s: State, _ address: UInt64, _ size: Int, from source: UnsafeMu
     return true
 }
 
-/// One access of 1, 2, 4 or 8 bytes. False: user space must answer first.
+/// One access of 1–8 bytes. False: user space must answer first.
 private func mmioPiece(_ s: State, _ address: UInt64, _ size: Int, isWrite: Bool, _ value: inout UInt64) -> Bool {
     if let hook = s.pointee.hooks.mmio,
         hook(s.pointee.hooks.context, address, UInt32(size), isWrite ? 1 : 0, &value) == 0

@@ -82,14 +82,26 @@ private func entryPointer(_ s: State, _ guestPhysical: UInt64) -> UnsafeMutableR
     return UnsafeMutableRawPointer(host) + Int(guestPhysical &- slot.pointee.guest_physical)
 }
 
+/// Whether accessed and dirty bits can be set in the entry at a guest-physical address: not in read-only memory, which
+/// the host may have mapped so. What holds them is then dirty itself.
+private func noteEntryWrite(_ s: State, _ guestPhysical: UInt64) -> Bool {
+    guard let slot = findSlot(s, guestPhysical), slot.pointee.flags & slotReadOnly == 0 else { return false }
+    markDirty(s, slot, guestPhysical)
+    return true
+}
+
 /// Sets bits of an 8-byte entry unless another vCPU changed it meanwhile. False: walk again.
-private func setBits64(_ pointer: UnsafeMutableRawPointer, _ old: UInt64, _ bits: UInt64) -> Bool {
-    if old & bits == bits { return true }
+private func setBits64(
+    _ s: State, _ address: UInt64, _ pointer: UnsafeMutableRawPointer, _ old: UInt64, _ bits: UInt64
+) -> Bool {
+    if old & bits == bits || !noteEntryWrite(s, address) { return true }
     return martlet_compare_exchange64(pointer.assumingMemoryBound(to: UInt64.self), old, old | bits) != 0
 }
 
-private func setBits32(_ pointer: UnsafeMutableRawPointer, _ old: UInt32, _ bits: UInt32) -> Bool {
-    if old & bits == bits { return true }
+private func setBits32(
+    _ s: State, _ address: UInt64, _ pointer: UnsafeMutableRawPointer, _ old: UInt32, _ bits: UInt32
+) -> Bool {
+    if old & bits == bits || !noteEntryWrite(s, address) { return true }
     return martlet_compare_exchange32(pointer.assumingMemoryBound(to: UInt32.self), old, old | bits) != 0
 }
 
@@ -159,7 +171,7 @@ private func walk64(_ s: State, _ address: UInt64, _ request: AccessRequest) -> 
                 return nil
             }
             let bits = PageBits.accessed | (request.isWrite ? PageBits.dirty : 0)
-            guard setBits64(pointer, entry, bits) else { return walk64(s, address, request) }
+            guard setBits64(s, entryAddress, pointer, entry, bits) else { return walk64(s, address, request) }
             let offsetMask: UInt64 = (1 << shift) - 1
             return Translation(
                 guestPhysical: (entry & PageBits.frame & ~offsetMask) | (address & offsetMask),
@@ -167,7 +179,9 @@ private func walk64(_ s: State, _ address: UInt64, _ request: AccessRequest) -> 
                 isGlobal: entry & PageBits.global != 0 && s.pointee.cr4 & Control.globalPages != 0,
                 isDirty: (entry | bits) & PageBits.dirty != 0)
         }
-        if !isDirectoryPointer, !setBits64(pointer, entry, PageBits.accessed) { return walk64(s, address, request) }
+        if !isDirectoryPointer, !setBits64(s, entryAddress, pointer, entry, PageBits.accessed) {
+            return walk64(s, address, request)
+        }
         table = entry & PageBits.frame
         level -= 1
     }
@@ -191,14 +205,16 @@ private func walk32(_ s: State, _ address: UInt64, _ request: AccessRequest) -> 
     let isLarge = directoryEntry & 0x80 != 0 && s.pointee.cr4 & Control.pageSizeExtensions != 0
     var pointer = directory
     var entry = directoryEntry
+    var entryAddress = directoryAddress
     if !isLarge {
-        guard setBits32(directory, directoryEntry, 0x20) else { return walk32(s, address, request) }
+        guard setBits32(s, directoryAddress, directory, directoryEntry, 0x20) else { return walk32(s, address, request) }
         let tableAddress = UInt64(directoryEntry & 0xFFFF_F000) &+ ((address >> 12) & 1023) &* 4
         guard let table = entryPointer(s, tableAddress) else {
             raisePageFault(s, address, request, 0)
             return nil
         }
         pointer = table
+        entryAddress = tableAddress
         entry = table.load(as: UInt32.self)
         guard entry & 1 != 0 else {
             raisePageFault(s, address, request, 0)
@@ -215,7 +231,7 @@ private func walk32(_ s: State, _ address: UInt64, _ request: AccessRequest) -> 
         return nil
     }
     let bits: UInt32 = 0x20 | (request.isWrite ? 0x40 : 0)
-    guard setBits32(pointer, entry, bits) else { return walk32(s, address, request) }
+    guard setBits32(s, entryAddress, pointer, entry, bits) else { return walk32(s, address, request) }
     var physical = UInt64(entry & 0xFFFF_F000) | (address & 0xFFF)
     if isLarge {
         let high = UInt64((entry >> 13) & 0xFF) << 32

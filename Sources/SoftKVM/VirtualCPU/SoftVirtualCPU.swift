@@ -189,7 +189,8 @@ public final class SoftVirtualCPU: VirtualCPU, @unchecked Sendable {
             outstanding = .port
             return .exit(
                 .io(
-                    port: IOPort(state.pointee.port_number), size: Int(state.pointee.port_size), count: 1,
+                    port: IOPort(state.pointee.port_number), size: Int(state.pointee.port_size),
+                    count: Int(state.pointee.port_count),
                     isWrite: state.pointee.port_is_write != 0))
         case .mmio:
             guard let fragment = currentFragment?.pointee else { return .again }
@@ -257,10 +258,16 @@ public final class SoftVirtualCPU: VirtualCPU, @unchecked Sendable {
         return number < Int(MARTLET_MMIO_FRAGMENTS) ? martlet_mmio(state) + number : nil
     }
 
+    /// The data of element `index` of a port exit.
+    private func portData(_ index: Int) -> UnsafeMutablePointer<UInt32>? {
+        index >= 0 && index < min(Int(state.pointee.port_count), Int(MARTLET_PORT_BATCH))
+            ? martlet_port_data(state) + index : nil
+    }
+
     private func answerOutstanding() {
         switch outstanding {
         case .nothing: return
-        case .port: state.pointee.port_answered = 1
+        case .port: state.pointee.port_answered = state.pointee.port_count
         case .memoryMapped:
             state.pointee.mmio_count &+= 1
             state.pointee.mmio_pending = 0
@@ -278,25 +285,25 @@ public final class SoftVirtualCPU: VirtualCPU, @unchecked Sendable {
     }
 
     public func exitData(_ index: Int) -> UInt64 {
-        guard index == 0 else { return 0 }
         switch outstanding {
         case .nothing: return 0
-        case .port: return UInt64(state.pointee.port_data) & Self.mask(Int(state.pointee.port_size))
+        case .port:
+            guard let data = portData(index) else { return 0 }
+            return UInt64(data.pointee) & Self.mask(Int(state.pointee.port_size))
         case .memoryMapped:
-            guard let fragment = currentFragment?.pointee else { return 0 }
+            guard index == 0, let fragment = currentFragment?.pointee else { return 0 }
             return fragment.value & Self.mask(Int(fragment.size))
         }
     }
 
     public func setExitData(_ value: UInt64, at index: Int) {
-        guard index == 0 else { return }
         switch outstanding {
         case .nothing: break
         case .port:
             let mask = Self.mask(Int(state.pointee.port_size))
-            state.pointee.port_data = UInt32(truncatingIfNeeded: value & mask)
+            portData(index)?.pointee = UInt32(truncatingIfNeeded: value & mask)
         case .memoryMapped:
-            guard let fragment = currentFragment else { break }
+            guard index == 0, let fragment = currentFragment else { break }
             fragment.pointee.value = value & Self.mask(Int(fragment.pointee.size))
         }
     }
