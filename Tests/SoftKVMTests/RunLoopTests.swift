@@ -38,6 +38,24 @@ private let spin: [UInt8] = [0xeb, 0xfe]  // jmp itself
         #expect(cpu.statistics.haltExits == 1)
     }
 
+    /// REP INS asks for all that it can store at once, as KVM does.
+    @Test func stringReadIsOneExit() throws {
+        let machine = try RealModeMachine([
+            0xb9, 0x03, 0x00, 0xbf, 0x00, 0x06, 0xba, 0x60, 0x00,  // cx = 3, di = 0x600, dx = 0x60
+            0xfc, 0xf3, 0x6c, 0xf4,  // cld; rep insb; hlt
+        ])
+        let cpu = machine.cpus[0]
+        #expect(try machine.run() == .io(port: IOPort(0x60), size: 1, count: 3, isWrite: false))
+        for index in 0..<3 { cpu.setExitData(0x100 + UInt64(index) + 7, at: index) }
+        // Beyond the exit's elements there is nothing.
+        cpu.setExitData(0xff, at: 3)
+        cpu.setExitData(0xff, at: -1)
+        #expect(cpu.exitData(3) == 0)
+        #expect(try machine.run() == .halt)
+        #expect(machine.quad(0x600) == 0x09_0807)
+        #expect(try cpu.registers().rcx == 0)
+    }
+
     @Test func memoryMappedExits() throws {
         let machine = try RealModeMachine([
             0xb8, 0x00, 0xf0,  // mov ax, 0xf000
