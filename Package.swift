@@ -73,7 +73,12 @@ let package = Package(
             name: "GuestTests",
             dependencies: ["CHost", "GuestMemory", "Host", "Hypervisor", "KernelKVM", "SoftKVM", "X86"],
             exclude: ["Expected"], swiftSettings: strict),
-        .testTarget(name: "CPUTests", dependencies: ["CHost", "CPU", "GuestMemory", "X86"], swiftSettings: strict),
+        // Runs code on the host's own processor, for comparison.
+        .target(
+            name: "CTestHost", path: "Tests/Support/CTestHost",
+            cSettings: [.unsafeFlags(["-Wall", "-Wextra", "-Werror"])]),
+        .testTarget(
+            name: "CPUTests", dependencies: ["CHost", "CPU", "CTestHost", "GuestMemory", "X86"], swiftSettings: strict),
         .testTarget(name: "DeviceModelTests", dependencies: ["DeviceModel"], swiftSettings: strict),
         .testTarget(
             name: "PlatformTests", dependencies: ["DeviceModel", "GuestMemory", "Host", "Platform", "X86"],

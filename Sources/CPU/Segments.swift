@@ -250,5 +250,7 @@ func setCodeSegment(_ s: State, _ segment: martlet_segment, cpl: UInt8) {
     s.pointee.cpl = cpl
     updateContext(s)
     // Outside 64-bit mode jump entries go by offset in the segment.
-    if !wasLong || s.pointee.mode != CodeMode.bits64, old.base != segment.base || old.limit != segment.limit { bumpGeneration(s) }
+    if !wasLong || s.pointee.mode != CodeMode.bits64, old.base != segment.base || old.limit != segment.limit {
+        bumpGeneration(s)
+    }
 }

@@ -207,7 +207,9 @@ private func walk32(_ s: State, _ address: UInt64, _ request: AccessRequest) -> 
     var entry = directoryEntry
     var entryAddress = directoryAddress
     if !isLarge {
-        guard setBits32(s, directoryAddress, directory, directoryEntry, 0x20) else { return walk32(s, address, request) }
+        guard setBits32(s, directoryAddress, directory, directoryEntry, 0x20) else {
+            return walk32(s, address, request)
+        }
         let tableAddress = UInt64(directoryEntry & 0xFFFF_F000) &+ ((address >> 12) & 1023) &* 4
         guard let table = entryPointer(s, tableAddress) else {
             raisePageFault(s, address, request, 0)
