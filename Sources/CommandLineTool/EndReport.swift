@@ -12,7 +12,8 @@ struct EndReport {
 
     /// One line for everything that was not asked for.
     func tell() -> ExitStatus {
-        if isTyping, end == .left { Message.line("") }
+        // The guest's cursor may be anywhere in its line.
+        if isTyping, wasCutOff { Message.line("") }
         let (status, line) = statusAndLine
         if let line { Message.error(line) }
         if options.verbose, let trace {
@@ -20,6 +21,13 @@ struct EndReport {
             if let count = trace.instructionCount { Message.note("\(count) guest instructions") }
         }
         return status
+    }
+
+    private var wasCutOff: Bool {
+        switch end {
+        case .left, .timedOut, .signalled: true
+        case .machine, .outputFailed: false
+        }
     }
 
     private var statusAndLine: (ExitStatus, String?) {
