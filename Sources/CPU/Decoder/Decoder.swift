@@ -169,6 +169,8 @@ struct Decoder {
     /// Settles the row: groups, mandatory prefixes, the vector tables. False: #UD.
     private mutating func resolve(_ i: Insn, map: UInt8, opcode: UInt8, modrm: UInt8) -> Bool {
         if map == 1, opcode == 0xB8, repeatPrefix != 0xF3 { return false }
+        // MOVNTI takes no mandatory prefix.
+        if map == 1, opcode == 0xC3, i.pointee.prefixes != 0 { return false }
         if map == 2, opcode == 0xF0 || opcode == 0xF1 {
             if repeatPrefix == 0xF2 {
                 entry = OpcodeEntry(
@@ -219,6 +221,11 @@ struct Decoder {
             case .variable: rex & 8 != 0 ? 8 : (short ? 2 : 4)
             case .variable64: is64 ? (short && rex & 8 == 0 ? 2 : 8) : (short ? 2 : 4)
             }
+        // Ports have no 64-bit form: REX.W is ignored.
+        switch entry.mnemonic {
+        case .ins, .outs, .inDX, .outDX, .inImmediate, .outImmediate: i.pointee.size = min(i.pointee.size, 4)
+        default: break
+        }
         // Near branches ignore the operand-size prefix in 64-bit mode (Intel; SDM vol. 2, JMP).
         if is64 {
             switch entry.mnemonic {

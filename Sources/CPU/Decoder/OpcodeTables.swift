@@ -275,7 +275,7 @@ func groupEntry(_ entry: OpcodeEntry, modrm: UInt8, prefix: UInt8) -> OpcodeEntr
         return register == 0
             ? pick([.mov, .invalid, .invalid, .invalid, .invalid, .invalid, .invalid, .invalid]) : nil
     case .groupPrefetch:
-        return isMemory ? pick(Array(repeating: .nop, count: 8)) : nil
+        return pick(Array(repeating: .nop, count: 8))
     case .group6, .group7, .group9, .group15:
         return systemGroupEntry(entry, modrm: modrm, prefix: prefix)
     default:
@@ -360,8 +360,8 @@ private func group7Register(
     case 0xC1, 0xD9: row(.vmcall, .variable, true)
     case 0xC8: row(.monitor, .variable, true)
     case 0xC9: row(.mwait, .variable, true)
-    case 0xCA: row(.clac, .variable, true)
-    case 0xCB: row(.stac, .variable, true)
+    case 0xCA where prefix == 0: row(.clac, .variable, true)
+    case 0xCB where prefix == 0: row(.stac, .variable, true)
     case 0xD0: row(.xgetbv, .variable, false)
     case 0xD1: row(.xsetbv, .variable, true)
     case 0xE0...0xE7: row(.smsw, .variable, false)

@@ -11,7 +11,11 @@ private func requirePrivilege(_ s: State) -> Bool {
 
 // MARK: - Control registers
 
+/// CR0, CR2, CR3, CR4, CR8; the others are #UD at any privilege.
+private func isControlRegister(_ i: Insn) -> Bool { (0x11D >> UInt32(i.pointee.reg >> 3)) & 1 != 0 }
+
 let movFromCRHandler: Handler = { s, i in
+    guard isControlRegister(i) else { return fault(s, i, .invalidOpcode) }
     guard requirePrivilege(s) else { return stop(s, i) }
     let value: UInt64
     switch i.pointee.reg >> 3 {
@@ -27,6 +31,7 @@ let movFromCRHandler: Handler = { s, i in
 }
 
 let movToCRHandler: Handler = { s, i in
+    guard isControlRegister(i) else { return fault(s, i, .invalidOpcode) }
     guard requirePrivilege(s) else { return stop(s, i) }
     let value = readRegister(s, i.pointee.rm, size: i.pointee.size)
     let done: Bool

@@ -1,0 +1,82 @@
+@testable import CPU
+
+/// Random instruction streams: bytes without sense, valid integer encodings, and what only a kernel would write.
+struct FuzzProgram {
+    var encoder: IntegerEncoder
+
+    private mutating func modrm() -> [UInt8] {
+        let modrm = encoder.dice.byte()
+        var bytes = [modrm]
+        if modrm & 7 == 4, modrm < 0xC0 { bytes.append(encoder.dice.byte()) }
+        let count = modrm >> 6 == 1 ? 1 : (modrm >> 6 == 2 || modrm & 0xC7 == 5 ? 4 : 0)
+        return bytes + small(count)
+    }
+
+    /// A displacement or immediate: mostly small, so that it leads somewhere.
+    private mutating func small(_ count: Int) -> [UInt8] {
+        var value = encoder.dice.next()
+        switch encoder.dice.below(4) {
+        case 0: value = UInt64(bitPattern: Int64(encoder.dice.below(64)) - 32)
+        case 1: value &= 0xF_FFFF
+        case 2: value &= 0xFF
+        default: break
+        }
+        return IntegerEncoder.little(value, count)
+    }
+
+    /// Opcodes of kernels, without ModRM.
+    private static let plain: [[UInt8]] = [
+        [0x0F, 0x05], [0x0F, 0x07], [0x48, 0x0F, 0x07], [0x0F, 0x34], [0x0F, 0x35], [0x48, 0x0F, 0x35], [0xCF],
+        [0x48, 0xCF], [0x66, 0xCF], [0xCB], [0x48, 0xCB], [0xCA, 8, 0], [0xF4], [0xFA], [0xFB], [0x9C], [0x9D], [0xCC],
+        [0xF1], [0xCE], [0x0F, 0x06], [0x0F, 0x08], [0x0F, 0x09], [0x0F, 0x30], [0x0F, 0x31], [0x0F, 0x32],
+        [0x0F, 0x33], [0x0F, 0xA2], [0x0F, 0x01, 0xF8], [0x0F, 0x01, 0xF9], [0x0F, 0x01, 0xCA], [0x0F, 0x01, 0xCB],
+        [0x0F, 0x01, 0xD0], [0x0F, 0xA0], [0x0F, 0xA1], [0x0F, 0xA8], [0x0F, 0xA9], [0x06], [0x07], [0x16], [0x17],
+        [0x1E], [0x1F], [0x0E], [0x60], [0x61], [0xEC], [0xED], [0xEE], [0xEF], [0x6C], [0x6D], [0x6E], [0x6F],
+        [0xF3, 0x6C], [0xF3, 0x6D], [0xF3, 0x6E], [0xF3, 0x6F], [0xF3, 0xA4], [0xF3, 0xA5], [0xF3, 0x48, 0xA5],
+        [0xF3, 0xAA], [0xF3, 0x48, 0xAB], [0xF3, 0xA6], [0xF2, 0xAE], [0xFC], [0xFD], [0x9B], [0x0F, 0x77],
+        [0x0F, 0xAE, 0xF0], [0xF3, 0x0F, 0xAE, 0xC0], [0xF3, 0x48, 0x0F, 0xAE, 0xD3],
+    ]
+    /// Opcodes of kernels with ModRM.
+    private static let withModRM: [[UInt8]] = [
+        [0x0F, 0x00], [0x0F, 0x01], [0x0F, 0x02], [0x0F, 0x03], [0x0F, 0x20], [0x0F, 0x21], [0x0F, 0x22], [0x0F, 0x23],
+        [0x8C], [0x8E], [0xC4], [0xC5], [0x0F, 0xB2], [0x0F, 0xB4], [0x0F, 0xB5], [0xFF], [0x48, 0xFF], [0x0F, 0xC7],
+        [0x48, 0x0F, 0xC7], [0x0F, 0xAE], [0x48, 0x0F, 0xAE], [0x62], [0x63], [0x8F], [0xD8], [0xD9], [0xDA], [0xDB],
+        [0xDC], [0xDD], [0xDE], [0xDF], [0x0F, 0x18],
+    ]
+
+    mutating func instruction(is32: Bool, address: UInt64) -> [UInt8] {
+        switch encoder.dice.below(10) {
+        case 0: return (0..<(1 + encoder.dice.below(6))).map { _ in encoder.dice.byte() }
+        case 1: return prefixes() + encoder.dice.pick(Self.plain)
+        case 2: return prefixes() + encoder.dice.pick(Self.withModRM) + modrm()
+        case 3: return vector()
+        case 4: return branch()
+        case 5: return [0xB8 | UInt8(encoder.dice.below(8))] + small(4)
+        case 6:
+            let opcode: UInt8 = encoder.dice.pick([0xCD, 0xE4, 0xE5, 0xE6, 0xE7, 0x6A])
+            return [opcode, encoder.dice.byte()]
+        default: return encoder.encode(encoder.dice.pick(integerForms), is32: is32, address: address).bytes
+        }
+    }
+
+    private mutating func prefixes() -> [UInt8] {
+        let all: [UInt8] = [0x66, 0x67, 0xF0, 0xF2, 0xF3, 0x2E, 0x36, 0x64, 0x65, 0x48]
+        return (0..<encoder.dice.below(3)).map { _ in encoder.dice.pick(all) }
+    }
+
+    private mutating func vector() -> [UInt8] {
+        let prefix: [UInt8] = encoder.dice.pick([[], [0x66], [0xF3], [0xF2]])
+        let map: [UInt8] = encoder.dice.pick([[0x0F], [0x0F], [0x0F, 0x38], [0x0F, 0x3A]])
+        return prefix + map + [encoder.dice.byte()] + modrm() + (map.last == 0x3A ? [encoder.dice.byte()] : [])
+    }
+
+    private mutating func branch() -> [UInt8] {
+        switch encoder.dice.below(5) {
+        case 0: return [0xE8] + small(4)
+        case 1: return [0xE9] + small(4)
+        case 2: return [0x70 | UInt8(encoder.dice.below(16)), encoder.dice.byte()]
+        case 3: return [encoder.dice.pick([0xEA, 0x9A])] + small(4) + [UInt8(encoder.dice.below(32)) << 3, 0]
+        default: return [0xC3]
+        }
+    }
+}
