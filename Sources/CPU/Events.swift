@@ -304,7 +304,8 @@ let iretHandler: Handler = { s, i in
     }
     guard done else { return stop(s, i) }
     s.pointee.nmi_blocked = 0
-    return continueAtRIP(s)
+    // One that waited comes before the next instruction.
+    return s.pointee.nmi_pending != 0 ? nil : continueAtRIP(s)
 }
 
 private func iretReal(_ s: State, _ i: Insn) -> Bool {

@@ -134,7 +134,8 @@ let stringHandler: Handler = { s, i in
     let repeats = i.pointee.flags & (InsnFlag.rep | InsnFlag.repne) != 0
     guard repeats else { return element(s, i, mnemonic) ? i + 1 : stop(s, i) }
     let compares = mnemonic == .cmps || mnemonic == .scas
-    let usesChunks = mnemonic == .movs || mnemonic == .stos
+    // Single-stepping traps behind each element (SDM vol. 3B §17.3.1.4).
+    let usesChunks = (mnemonic == .movs || mnemonic == .stos) && s.pointee.rflags & RFlags.trap == 0
     var budget = 4096
     while true {
         let count = offset(s, i, 1)
