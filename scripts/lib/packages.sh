@@ -1,6 +1,13 @@
 # shellcheck shell=bash
 # Installs what is missing of Debian's packages, or names it in one line and stops.
 
+# want_packages WHAT:PACKAGE… installs what is missing where that is possible, and otherwise goes without.
+want_packages() {
+    if ((EUID == 0)) || sudo -n true 2>/dev/null; then
+        (require_packages "$@") || say "Going on without it."
+    fi
+}
+
 # require_packages WHAT:PACKAGE… installs the package of each command, or of each file (an absolute path, which may be a
 # pattern), that is not there.
 require_packages() {
