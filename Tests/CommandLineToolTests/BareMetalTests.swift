@@ -4,15 +4,14 @@ internal import Testing
 /// Our multiboot programs (Guests/multiboot-*.S) as a user runs a kernel under test.
 @Suite(
     "Bare-metal guests",
-    .enabled(if: Martlet.isBuilt && BareMetalTests.areBuilt, "no release binary or no guests: run ./scripts/test"))
+    .enabled(if: Martlet.isBuilt && Martlet.hasBareMetalGuests, "no release binary or no guests: run ./scripts/test"))
 struct BareMetalTests {
-    static let directory = URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
-        .deletingLastPathComponent().appending(path: ".build/guests")
-    static let areBuilt = FileManager.default.fileExists(atPath: directory.appending(path: "multiboot-exit.elf").path)
-
     private func run(_ name: String, _ options: [String] = []) async throws -> Martlet.Result {
         try await Martlet.run(
-            ["run", "--accel", "soft", "--timeout", "30s", "--kernel", Self.directory.appending(path: name).path]
+            [
+                "run", "--accel", "soft", "--timeout", "30s", "--kernel",
+                Martlet.bareMetalDirectory.appending(path: name).path,
+            ]
                 + options)
     }
 

@@ -13,12 +13,16 @@ struct Martlet {
     }
 
     /// MARTLET_BINARY, or what `swift build -c release` leaves in this package.
-    static let path: String = {
-        if let path = ProcessInfo.processInfo.environment["MARTLET_BINARY"] { return path }
-        let root = URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
-            .deletingLastPathComponent()
-        return root.appending(path: ".build/release/martlet").path
-    }()
+    static let path =
+        ProcessInfo.processInfo.environment["MARTLET_BINARY"] ?? root.appending(path: ".build/release/martlet").path
+
+    private static let root = URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+        .deletingLastPathComponent()
+
+    /// Where scripts/build-guests puts our own guests.
+    static let bareMetalDirectory = root.appending(path: ".build/guests")
+    static let hasBareMetalGuests = FileManager.default.fileExists(
+        atPath: bareMetalDirectory.appending(path: "multiboot-exit.elf").path)
 
     static let isBuilt = FileManager.default.isExecutableFile(atPath: path)
 
