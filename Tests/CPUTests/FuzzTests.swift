@@ -83,6 +83,10 @@ private final class FuzzMachine {
         s.pointee.hooks.write_msr = { _, index, _ in index & 1 == 0 ? 0 : 1 }
     }
 
+    var counters: (instructions: UInt64, exceptions: UInt64) {
+        (machine.state.pointee.instruction_count, machine.state.pointee.exceptions_delivered)
+    }
+
     // MARK: Set-up
 
     private func setUp(_ seed: UInt64) {
@@ -326,9 +330,14 @@ private func fuzzSetting(_ name: String) -> UInt64? { getenv(name).map { UInt64(
         var exits = 0
         var scenarios = 0
         var resident = 0
+        var instructions: UInt64 = 0
+        var exceptions: UInt64 = 0
         repeat {
             if isVerbose { print("seed \(seed)") }
+            let before = machine.counters
             exits += machine.scenario(seed)
+            instructions &+= machine.counters.instructions &- before.instructions
+            exceptions &+= machine.counters.exceptions &- before.exceptions
             seed &+= 1
             scenarios += 1
             if scenarios % 100 == 0 { machine = FuzzMachine() }
@@ -336,6 +345,8 @@ private func fuzzSetting(_ name: String) -> UInt64? { getenv(name).map { UInt64(
         } while time(nil) < end
         #expect(exits > scenarios)
         if scenarios > 200 { #expect(residentPages() - resident < 16384, "memory grew by more than 64 MiB") }
-        print("\(scenarios) machines, \(exits) exits")
+        // Otherwise most machines ended at their first instruction, and nothing was tested.
+        #expect(instructions > UInt64(scenarios) * 20)
+        print("\(scenarios) machines, \(exits) exits, \(exceptions) exceptions, \(instructions) instructions")
     }
 }

@@ -271,7 +271,9 @@ struct IntegerEncoder {
         let destination = isNear ? source &+ UInt64(dice.below(40)) &- 20 : target(c)
         input.gpr[6] = garbage(source, c)
         input.gpr[7] = garbage(destination, c)
-        let count = dice.chance(6) ? UInt64(dice.below(0x1000 / c.width)) : UInt64(dice.below(24))
+        var count = dice.chance(6) ? UInt64(dice.below(0x1000 / c.width)) : UInt64(dice.below(24))
+        // Processors differ in whether no repetition at all cuts the registers to 32 bits.
+        if c.addressIs32, !c.is32 { count = max(count, 1) }
         input.gpr[1] = garbage(c.form.traits.contains(.repeats) ? count : dice.operand(), c)
     }
 

@@ -191,6 +191,29 @@ import Testing
         #expect(s.register(0) == 9)
     }
 
+    /// An answer to another access than the restarted instruction makes is dropped.
+    @Test func changedTranslation() throws {
+        let machine = machine()
+        let s = machine.state
+        machine.write([0x8B, 0x03, 0xCC], at: Place.code)
+        s.setRegister(3, Pages.base)
+        s.setRegister(4, Place.userStack)
+        s.pointee.rip = Place.code
+        #expect(machine.processor.run() == .mmio)
+        s.mmioFragments.pointee.value = 9
+        s.pointee.mmio_count = 1
+        s.pointee.mmio_pending = 0
+        machine.map(0, to: Self.device + 0x5000, 3)
+        #expect(machine.processor.run() == .mmio)
+        #expect(s.pointee.mmio_count == 0)
+        #expect(s.mmioFragments.pointee.address == Self.device + 0x5000)
+        s.mmioFragments.pointee.value = 8
+        s.pointee.mmio_count = 1
+        s.pointee.mmio_pending = 0
+        #expect(machine.run()?.vector == 3)
+        #expect(s.register(0) == 8)
+    }
+
     // MARK: Code that changes
 
     private static let changes: [(String, [UInt8], UInt64)] = [
@@ -238,5 +261,31 @@ import Testing
         #expect(trapped.vector == 3)
         #expect(machine.state.register(3) == 1)
         #expect(machine.state.register(0) == 2)
+    }
+
+    /// Code that changes so often that the room for decoded code is used up many times over, in the middle of branches.
+    @Test func roomForCodeUsedUp() throws {
+        let machine = TestMachine()
+        machine.enterPagedLong()
+        let rounds: UInt64 = 30_000
+        // again: ADD dword [rip + 1], 1 (the immediate behind it); MOV EAX, imm32; PADDD XMM0, XMM1; JMP +1; INT3;
+        // a row of NOPs; DEC ECX; JNZ again.
+        var code: [UInt8] = [0x83, 0x05, 1, 0, 0, 0, 1, 0xB8, 0, 0, 0, 0, 0x66, 0x0F, 0xFE, 0xC1, 0xEB, 1, 0xCC]
+        code += [UInt8](repeating: 0x90, count: 30) + [0xFF, 0xC9]
+        code += [0x0F, 0x85] + IntegerEncoder.little(0 &- UInt64(code.count + 6), 4)
+        // MOVD EBX, XMM0.
+        code += [0x66, 0x0F, 0x7E, 0xC3]
+        let s = machine.state
+        var fpu = machine.processor.fpu
+        withUnsafeMutableBytes(of: &fpu.xmm) {
+            $0.storeBytes(of: UInt32(0), as: UInt32.self)
+            $0.storeBytes(of: UInt32(1), toByteOffset: 16, as: UInt32.self)
+        }
+        machine.processor.fpu = fpu
+        let trapped = try #require(machine.execute(code, [1: rounds]))
+        #expect(trapped.vector == 3)
+        #expect(s.register(0) == rounds)
+        #expect(s.register(3) == rounds)
+        #expect(s.pointee.cache_flushes > 3)
     }
 }

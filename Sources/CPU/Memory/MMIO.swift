@@ -41,9 +41,14 @@ private func mmioPiece(_ s: State, _ address: UInt64, _ size: Int, isWrite: Bool
     }
     let cursor = s.pointee.mmio_cursor
     if cursor < s.pointee.mmio_count {
-        s.pointee.mmio_cursor = cursor + 1
-        if !isWrite { value = s.mmioFragments[Int(cursor)].value }
-        return true
+        let answer = s.mmioFragments[Int(cursor)]
+        if answer.address == address, answer.size == UInt32(size), answer.is_write == (isWrite ? 1 : 0) {
+            s.pointee.mmio_cursor = cursor + 1
+            if !isWrite { value = answer.value }
+            return true
+        }
+        // The instruction or its translation changed meanwhile (another vCPU, user space): this answer is of no access.
+        s.pointee.mmio_count = cursor
     }
     guard cursor < UInt32(MARTLET_MMIO_FRAGMENTS) else {
         // An instruction with more device accesses than any has: as an access that no device answers.
