@@ -61,7 +61,7 @@ let package = Package(
         .target(
             name: "CommandLineTool",
             dependencies: [
-                "Host", "KernelKVM", "Platform", "VMM",
+                "Host", "KernelKVM", "Platform", "SoftKVM", "VMM",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),

@@ -4,7 +4,7 @@ internal import Glibc
 /// Decoded instructions: blocks of straight-line code, found by guest-physical address and code size, listed by page so
 /// that a store can drop them. Bounded: when the arena is full everything is dropped.
 final class CodeCache {
-    /// 56 bytes each: 9 MiB.
+    /// 88 bytes each: 13 MiB.
     static let instructionCapacity = 160_000
     static let blockCapacity = 32_768
     private static let hashSize = 32_768
@@ -84,7 +84,10 @@ final class CodeCache {
         while number != 0 {
             let block = blocks + Int(number)
             for index in 0..<Int(block.pointee.count) {
-                instructions[Int(block.pointee.first) + index].handler = stale
+                let i = instructions + Int(block.pointee.first) + index
+                i.pointee.handler = stale
+                i.pointee.interpreted = stale
+                i.pointee.host_code = nil
             }
             unlink(number)
             block.pointee.key = .max

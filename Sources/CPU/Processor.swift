@@ -17,12 +17,25 @@ public enum Stop: Sendable {
     case window
 }
 
+/// How a processor executes guest code.
+public enum Execution: Sendable, Equatable {
+    /// Every instruction by its handler.
+    case interpreter
+    /// 64-bit blocks that were entered `threshold` times by translated code, the rest by the interpreter.
+    case translator(threshold: Int32)
+}
+
 /// One software vCPU: architectural state, decoded code and the interpreter's loop. Owned by one thread at a time.
 public final class Processor {
     public let state: State
     let cache = CodeCache()
     let tables = OpcodeTables.shared
     let stubs: StubCache
+    let arena = CodeArena()
+    /// How code is executed; to be set before the first `run()`.
+    public var execution = Execution.interpreter
+    /// Translated code found no more room; everything is dropped before the next block is decoded.
+    var arenaIsFull = false
     /// A page-crossing instruction and the end of its block: decoded anew each time.
     private let scratch: Insn
     private var pageCodeCount = 0
@@ -47,6 +60,7 @@ public final class Processor {
         state.pointee.apic_base = 0xFEE0_0900
         state.pointee.physical_address_mask = 0xFF_FFFF_FFFF
         initializeTLB(state)
+        installTranslator(state)
         cpuidEntries = Processor.supportedCPUID()
         reset()
     }
@@ -127,8 +141,11 @@ public final class Processor {
 
     private func dropAllCode() {
         state.pointee.cache_flushes &+= 1
+        state.pointee.invalidated_pages &+= 1
         cache.reset()
         stubs.reset()
+        arena.reset()
+        arenaIsFull = false
         // Fresh zero pages; the granules of every page are forgotten with them.
         if let table = state.pointee.page_code {
             madvise(table, max(1, pageCodeCount) * MemoryLayout<martlet_page_code>.stride, MADV_DONTNEED)
@@ -169,7 +186,7 @@ public final class Processor {
     /// Decodes from `offset` of a page to the end of the block. Nil: an exception was recorded.
     private func decodeBlock(page: martlet_fetch_entry, offset: UInt16, linear: UInt64, key: UInt64) -> Insn? {
         let s = state
-        guard let place = cache.reserve(Self.longestBlock + 1) else {
+        guard !arenaIsFull, let place = cache.reserve(Self.longestBlock + 1) else {
             dropAllCode()
             return lookup()
         }
@@ -191,15 +208,18 @@ public final class Processor {
                 dropAllCode()
                 return lookup()
             }
+            i.pointee.position = UInt8(count)
             position += Int(i.pointee.length)
             ended = result != .done || decoder.entry.flags & OpcodeEntry.endsBlock != 0
             count += 1
         }
         s.pointee.decoded_instructions &+= UInt64(count)
+        watchForTranslation(place, count)
         if !ended {
             place[count] = martlet_insn()
             place[count].page_offset = UInt16(position)
             place[count].handler = unsafeBitCast(endOfBlockHandler, to: UnsafeMutableRawPointer.self)
+            place[count].interpreted = place[count].handler
             count += 1
         }
         registerCode(page: page, from: Int(offset), to: min(position, Int(pageSize)), key: key, count: count)
@@ -217,13 +237,18 @@ public final class Processor {
 
     /// Sets the handler of a decoded (or undecodable) instruction. False: no room for stubs.
     private func bindDecoded(_ i: Insn, _ result: DecodeResult) -> Bool {
+        defer { i.pointee.interpreted = i.pointee.handler }
+        i.pointee.host_code = nil
+        i.pointee.chain = nil
         switch result {
         case .done:
             foldRIP(i)
             return bind(i, stubs: stubs)
         case .invalid, .needsMore:
+            i.pointee.mnemonic = Mnemonic.invalid.rawValue
             i.pointee.handler = unsafeBitCast(invalidOpcodeHandler, to: UnsafeMutableRawPointer.self)
         case .tooLong:
+            i.pointee.mnemonic = Mnemonic.invalid.rawValue
             i.pointee.handler = unsafeBitCast(tooLongHandler, to: UnsafeMutableRawPointer.self)
         }
         return true
@@ -272,6 +297,7 @@ public final class Processor {
         scratch[1] = martlet_insn()
         scratch[1].page_offset = offset &+ UInt16(scratch.pointee.length)
         scratch[1].handler = unsafeBitCast(endOfBlockHandler, to: UnsafeMutableRawPointer.self)
+        scratch[1].interpreted = scratch[1].handler
         s.pointee.decoded_instructions &+= 1
         return scratch
     }
@@ -315,7 +341,7 @@ func fetchAddress(_ s: State, _ rip: UInt64) -> UInt64? {
     return lookupSlow(s)
 }
 
-@inline(never) private func lookupSlow(_ s: State) -> Insn? {
+@inline(never) func lookupSlow(_ s: State) -> Insn? {
     guard let owner = s.pointee.owner else { return nil }
     return Unmanaged<Processor>.fromOpaque(owner)._withUnsafeGuaranteedRef { $0.lookup() }
 }

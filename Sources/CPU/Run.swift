@@ -61,7 +61,7 @@ extension Processor {
         let portAnswers = s.pointee.port_answered
         let traps = s.pointee.rflags & RFlags.trap != 0
         let mnemonic = Mnemonic(rawValue: i.pointee.mnemonic)
-        let handler = unsafeBitCast(i.pointee.handler, to: Handler.self)
+        let handler = unsafeBitCast(i.pointee.interpreted, to: Handler.self)
         martlet_begin_step(s)
         if let next = handler(s, i) { s.pointee.rip = instructionAddress(s, next) }
         martlet_end_step(s)

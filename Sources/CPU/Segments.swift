@@ -15,7 +15,7 @@ func systemRead(_ s: State, _ address: UInt64, _ size: Int) -> UInt64? {
         if index == 0, (linear & pageMask) &+ UInt64(size) <= pageSize {
             let line = systemTable(s) + Int(truncatingIfNeeded: (linear >> 12) & UInt64(MARTLET_TLB_ENTRIES - 1))
             if line.pointee.read_tag == linear & ~pageMask {
-                return loadPieces(hostPointer(linear, line.pointee.addend), size)
+                return loadPieces(hostPointer(line, linear), size)
             }
             guard let target = resolveSystem(s, linear, AccessKind.read) else { return nil }
             return target.host.map { loadPieces($0, size) } ?? .max
@@ -42,7 +42,7 @@ private func loadPieces(_ pointer: UnsafeMutableRawPointer, _ size: Int) -> UInt
 func systemWrite(_ s: State, _ address: UInt64, _ value: UInt64, _ size: Int) -> Bool {
     let line = systemTable(s) + Int(truncatingIfNeeded: (address >> 12) & UInt64(MARTLET_TLB_ENTRIES - 1))
     if size == 8, address &- line.pointee.write_tag <= pageSize &- 8 {
-        hostPointer(address, line.pointee.addend).storeBytes(of: value, as: UInt64.self)
+        hostPointer(line, address).storeBytes(of: value, as: UInt64.self)
         return true
     }
     for index in 0..<size {

@@ -1,4 +1,5 @@
 internal import ArgumentParser
+internal import SoftKVM
 internal import VMM
 
 /// `--accel NAME`.
@@ -8,6 +9,16 @@ enum AcceleratorOption {
             throw ValidationError("The engines are: auto, kvm, soft.")
         }
         return accelerator
+    }
+}
+
+/// `--engine NAME`.
+enum SoftwareEngineOption {
+    static func parse(_ text: String) throws -> SoftwareEngine {
+        guard let engine = SoftwareEngine(rawValue: text) else {
+            throw ValidationError("The software engine's ways are: interpreter, translator.")
+        }
+        return engine
     }
 }
 

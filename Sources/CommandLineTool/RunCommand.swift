@@ -1,6 +1,7 @@
 internal import ArgumentParser
 internal import Host
 internal import Platform
+internal import SoftKVM
 internal import VMM
 
 /// `martlet run`: one machine on this terminal.
@@ -63,6 +64,13 @@ struct RunCommand: ParsableCommand {
             valueName: "auto|kvm|soft"),
         transform: AcceleratorOption.parse)
     var accel: Accelerator = .auto
+
+    @Option(
+        help: ArgumentHelp(
+            "How the software engine executes: interpreter (the default), or translator, faster and younger.",
+            valueName: "interpreter|translator"),
+        transform: SoftwareEngineOption.parse)
+    var engine: SoftwareEngine = .interpreter
 
     @Option(
         help: ArgumentHelp("End the machine after this time, such as 30s or 5m.", valueName: "duration"),

@@ -24,7 +24,7 @@ struct RunSession {
         let mode = self.mode
         let isTyping = mode != .command && BorrowedDescriptor.standardInput.isTerminal
         let configuration = try machineConfiguration(mode)
-        let engine = try EngineChoice(options.accel)
+        let engine = try EngineChoice(options.accel, software: options.engine)
         if options.verbose {
             Message.note("engine \(engine.name): \(engine.reason)")
             Message.note(

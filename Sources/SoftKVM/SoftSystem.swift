@@ -2,9 +2,30 @@ public import CHost
 internal import CPU
 public import Hypervisor
 
+/// How the software engine executes guest code.
+public enum SoftwareEngine: String, CaseIterable, Sendable {
+    /// Each instruction by itself: the reference.
+    case interpreter
+    /// Hot 64-bit code as host code.
+    case translator
+
+    /// Cold code is cheaper to interpret than to translate.
+    private static let translationThreshold: Int32 = 16
+
+    var execution: Execution {
+        switch self {
+        case .interpreter: .interpreter
+        case .translator: .translator(threshold: Self.translationThreshold)
+        }
+    }
+}
+
 /// KVM in software: needs neither VT-x nor AMD-V, nor any privilege.
 public struct SoftSystem: HypervisorSystem {
-    public init() {
+    private let engine: SoftwareEngine
+
+    public init(engine: SoftwareEngine = .interpreter) {
+        self.engine = engine
         // The measurement of the TSC runs while its caller prepares the machine.
         _ = TimestampCounter.origin
     }
@@ -16,6 +37,6 @@ public struct SoftSystem: HypervisorSystem {
     }
 
     public func createVirtualMachine() throws(HypervisorError) -> any VirtualMachine {
-        SoftVirtualMachine(tscFrequency: TimestampCounter.frequency)
+        SoftVirtualMachine(tscFrequency: TimestampCounter.frequency, engine: engine)
     }
 }

@@ -17,7 +17,10 @@ final class SoftVirtualMachine: VirtualMachine {
         var timerThread: TimerThread?
     }
 
-    init(tscFrequency: UInt64) {
+    private let engine: SoftwareEngine
+
+    init(tscFrequency: UInt64, engine: SoftwareEngine = .interpreter) {
+        self.engine = engine
         core = MachineCore(tscFrequency: tscFrequency, at: TimestampCounter.sample())
         setup = Mutex(Setup())
     }
@@ -192,7 +195,7 @@ final class SoftVirtualMachine: VirtualMachine {
             throw failure(operation, EINVAL, "vCPU \(id) is not in 0–\(Self.virtualCPULimit - 1)")
         }
         return try setup.withLock { (setup) throws(HypervisorError) in
-            let cpu = VirtualCPUCore(id: id)
+            let cpu = VirtualCPUCore(id: id, execution: engine.execution)
             cpu.setSlots(setup.slots)
             guard let index = core.add(cpu) else { throw failure(operation, EEXIST, "vCPU \(id) exists already") }
             return SoftVirtualCPU(core: cpu, index: index, machine: core, timerThread: setup.timerThread)

@@ -1,6 +1,6 @@
 public import Hypervisor
 internal import KernelKVM
-internal import SoftKVM
+public import SoftKVM
 
 /// Which engine a machine gets, and why: what `--verbose` says.
 public struct EngineChoice: Sendable {
@@ -9,10 +9,11 @@ public struct EngineChoice: Sendable {
     public var name: String { system.name }
 
     /// `auto` takes `/dev/kvm` only where it can run an unmodified kernel; some hosts offer one that cannot.
-    public init(_ accelerator: Accelerator) throws(MachineError) {
+    public init(_ accelerator: Accelerator, software: SoftwareEngine = .interpreter) throws(MachineError) {
+        let soft = SoftSystem(engine: software)
         switch accelerator {
         case .soft:
-            self.init(SoftSystem(), because: "asked for with --accel soft")
+            self.init(soft, because: "asked for with --accel soft")
         case .kvm:
             do {
                 self.init(try KVMSystem(), because: "asked for with --accel kvm")
@@ -25,13 +26,13 @@ public struct EngineChoice: Sendable {
         case .auto:
             let probe = KVMSystem.probe()
             guard probe.availability == .usable, probe.canRunUnmodifiedKernels else {
-                self.init(SoftSystem(), because: probe.reason)
+                self.init(soft, because: probe.reason)
                 return
             }
             do {
                 self.init(try KVMSystem(), because: probe.reason)
             } catch {
-                self.init(SoftSystem(), because: error.description)
+                self.init(soft, because: error.description)
             }
         }
     }

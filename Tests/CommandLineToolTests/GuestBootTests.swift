@@ -20,8 +20,8 @@ struct GuestBootTests {
             .map { String($0.dropFirst(name.count + 1)) }
     }
 
-    @Test("Arithmetic, compression, hardware and clock")
-    func everythingInOneBoot() async throws {
+    @Test("Arithmetic, compression, hardware and clock", arguments: ["interpreter", "translator"])
+    func everythingInOneBoot(engine: String) async throws {
         let script = """
             echo sha256=$(printf abc | sha256sum | cut -d ' ' -f 1)
             echo md5=$(printf abc | md5sum | cut -d ' ' -f 1)
@@ -44,7 +44,7 @@ struct GuestBootTests {
             echo problem >&2
             exit 42
             """
-        let result = try await guest(script)
+        let result = try await guest(script, options: ["--accel", "soft", "--engine", engine])
         let now = Date().timeIntervalSince1970
         #expect(result.status == 42, "\(result.errors)")
         #expect(result.errors == "problem\n")

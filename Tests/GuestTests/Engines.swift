@@ -7,6 +7,7 @@ import Testing
 enum Engine: String, CustomTestStringConvertible {
     case kernel
     case soft
+    case translated
 
     var testDescription: String { rawValue }
 
@@ -15,6 +16,7 @@ enum Engine: String, CustomTestStringConvertible {
         switch self {
         case .kernel: KVMSystem.probe().availability == .usable ? try KVMSystem() : nil
         case .soft: SoftSystem()
+        case .translated: SoftSystem(engine: .translator)
         }
     }
 }

@@ -29,6 +29,11 @@ struct GuestTests {
         try check(program, on: .soft)
     }
 
+    @Test("translated", arguments: GuestProgram.all)
+    func translated(program: GuestProgram) throws {
+        try check(program, on: .translated)
+    }
+
     private func check(_ program: GuestProgram, on engine: Engine) throws {
         let system = try #require(try engine.makeSystem())
         let text = try GuestMachine(system: system, program: program).run()

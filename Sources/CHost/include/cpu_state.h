@@ -36,11 +36,11 @@ typedef struct martlet_table_register {
 } martlet_table_register;
 
 // One line of the software TLB. A tag is the page's guest-virtual address when that kind of access may go straight to
-// host memory at (address + addend); otherwise it is an address that this line can never be asked for.
+// host memory; otherwise it is an address that this line can never be asked for.
 typedef struct martlet_tlb_entry {
     uint64_t read_tag;
     uint64_t write_tag;
-    uint64_t addend;
+    uint64_t host; // of the page's first byte
     uint64_t is_global;
 } martlet_tlb_entry;
 
@@ -87,6 +87,12 @@ typedef struct martlet_insn {
     uint8_t rex;
     uint8_t opcode;
     uint8_t map;
+    uint8_t position; // number of this instruction in its block
+    uint8_t block_length; // of the first instruction: how many its block has
+    int32_t countdown; // block entries until the translator takes the block
+    void *_Nullable interpreted; // the interpreter's handler, whatever `handler` is
+    void *_Nullable host_code;   // translated code that starts here
+    void *_Nullable chain;       // where a translated direct branch goes on
 } martlet_insn;
 
 // Memory slots as the engine sees them: guest-physical to host (KVM_SET_USER_MEMORY_REGION).
@@ -219,6 +225,19 @@ typedef struct martlet_cpu {
     uint64_t cache_flushes;
 
     void *_Nullable owner;            // the Processor, for cold paths
+
+    // Translated code leaves through these (CHost/translated.S, CPU/Translator).
+    void *_Nullable leave;            // back to the inner loop with the next instruction in r13
+    void *_Nullable jump;             // to the guest address in r13, for the branch in r14
+    void *_Nullable slow_access;      // guest address in r13, instruction in r14, kind and size in access_kind
+    void *_Nullable call_interpreter; // the instruction in r14
+    void *_Nullable resolve;          // the direct branch in r14, target in r13
+    void *_Nullable helper_access;
+    void *_Nullable helper_jump;
+    void *_Nullable helper_resolve;
+    struct martlet_insn *_Nullable leave_with;
+    uint64_t access_kind;             // kind << 8 | size
+    uint64_t branch_target;           // an indirect call's target while its return address is pushed
 
     // 16 is as much as Swift can import; the allocation is page-aligned.
     uint8_t bounce[128] __attribute__((aligned(16)));

@@ -92,7 +92,7 @@ private func compare(_ s: State, _ left: UInt64, _ right: UInt64, _ size: Int) {
 private func pagePointer(_ s: State, _ address: UInt64, _ bytes: Int, _ kind: UInt8) -> UnsafeMutableRawPointer? {
     let line = tlbLine(s, address)
     let tag = kind == AccessKind.read ? line.pointee.read_tag : line.pointee.write_tag
-    if address &- tag <= pageSize &- UInt64(bytes) { return hostPointer(address, line.pointee.addend) }
+    if address &- tag <= pageSize &- UInt64(bytes) { return hostPointer(line, address) }
     if s.pointee.mode == CodeMode.bits64, !isCanonical(address) { return nil }
     guard let target = resolveData(s, address, kind), let host = target.host else {
         s.pointee.stop = UInt32(MARTLET_STOP_NONE)

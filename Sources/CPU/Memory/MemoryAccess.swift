@@ -89,15 +89,17 @@ struct AccessKind {
     return s.pointee.tlb.unsafelyUnwrapped + index
 }
 
-@inline(__always) func hostPointer(_ address: UInt64, _ addend: UInt64) -> UnsafeMutableRawPointer {
-    UnsafeMutableRawPointer(bitPattern: UInt(address &+ addend)).unsafelyUnwrapped
+@inline(__always) func hostPointer(
+    _ line: UnsafeMutablePointer<martlet_tlb_entry>, _ address: UInt64
+) -> UnsafeMutableRawPointer {
+    UnsafeMutableRawPointer(bitPattern: UInt(line.pointee.host &+ (address & pageMask))).unsafelyUnwrapped
 }
 
 /// A pointer to read `size` bytes of guest memory at `address` from. Nil: fault or exit recorded.
 @inline(__always) func readPointer(_ s: State, _ address: UInt64, _ size: Int) -> UnsafeMutableRawPointer? {
     let line = tlbLine(s, address)
     if address &- line.pointee.read_tag <= pageSize &- UInt64(size) {
-        return hostPointer(address, line.pointee.addend)
+        return hostPointer(line, address)
     }
     return slowPointer(s, address, size, AccessKind.read)
 }
@@ -106,7 +108,7 @@ struct AccessKind {
 @inline(__always) func writePointer(_ s: State, _ address: UInt64, _ size: Int) -> UnsafeMutableRawPointer? {
     let line = tlbLine(s, address)
     if address &- line.pointee.write_tag <= pageSize &- UInt64(size) {
-        return hostPointer(address, line.pointee.addend)
+        return hostPointer(line, address)
     }
     return slowPointer(s, address, size, AccessKind.write)
 }
@@ -115,7 +117,7 @@ struct AccessKind {
 @inline(__always) func readWritePointer(_ s: State, _ address: UInt64, _ size: Int) -> UnsafeMutableRawPointer? {
     let line = tlbLine(s, address)
     if address &- line.pointee.write_tag <= pageSize &- UInt64(size) {
-        return hostPointer(address, line.pointee.addend)
+        return hostPointer(line, address)
     }
     return slowPointer(s, address, size, AccessKind.readWrite)
 }

@@ -310,7 +310,7 @@ private func fillLine(
         && (wrote || slot.pointee.flags & slotLogsDirty == 0)
     line.pointee.read_tag = page
     line.pointee.write_tag = mayWrite ? page : impossibleTag(index)
-    line.pointee.addend = UInt64(UInt(bitPattern: host)) &- address
+    line.pointee.host = UInt64(UInt(bitPattern: host)) &- (address & pageMask)
     line.pointee.is_global = translation.isGlobal ? 1 : 0
     if translation.isGlobal { return }
     let count = Int(s.pointee.fill_count)
@@ -422,7 +422,7 @@ func protectCodePage(_ s: State, host: UInt64) {
         let table = martlet_tlb_table(s, UInt32(number))
         for index in 0..<Int(MARTLET_TLB_ENTRIES) {
             let line = table + index
-            if line.pointee.write_tag &+ line.pointee.addend == host, line.pointee.write_tag == line.pointee.read_tag {
+            if line.pointee.host == host, line.pointee.write_tag == line.pointee.read_tag {
                 line.pointee.write_tag = impossibleTag(index)
             }
         }

@@ -24,9 +24,10 @@ final class VirtualCPUCore: @unchecked Sendable {
     /// Guest pages that the engine itself wrote since the last dirty log; under `execution`.
     var engineWrites: Set<UInt64> = []
 
-    init(id: Int) {
+    init(id: Int, execution: Execution) {
         self.id = id
         processor = Processor(apicID: id)
+        processor.execution = execution
         state = processor.state
     }
 

@@ -1,0 +1,154 @@
+internal import CHost
+
+/// Host registers by encoding, with the roles that translated code gives them (CHost/translated.S).
+enum HostRegister {
+    static let rax = 0
+    static let rcx = 1
+    static let rbx = 3
+    static let guestRSP = 12
+    static let scratch = 13
+    static let scratch2 = 14
+    static let state = 15
+}
+
+/// The rm operand of a host instruction.
+enum HostOperand {
+    case register(Int)
+    /// [scratch]: a guest memory operand whose host address is known.
+    case pointer
+    /// A place in the vCPU state.
+    case state(Int)
+}
+
+/// Writes host instructions into the code arena's writable mapping.
+struct HostAssembler {
+    let base: UnsafeMutablePointer<UInt8>
+    let capacity: Int
+    private(set) var position = 0
+
+    init(base: UnsafeMutablePointer<UInt8>, capacity: Int) {
+        self.base = base
+        self.capacity = capacity
+    }
+
+    /// Nothing is written beyond the arena; the caller drops what did not fit.
+    var isFull: Bool { position >= capacity }
+
+    mutating func byte(_ value: Int) {
+        if position < capacity { base[position] = UInt8(truncatingIfNeeded: value) }
+        position += 1
+    }
+
+    mutating func bytes(_ values: Int...) {
+        for value in values { byte(value) }
+    }
+
+    mutating func word32(_ value: Int) {
+        for shift in 0..<4 { byte(value >> (shift * 8)) }
+    }
+
+    mutating func word64(_ value: UInt64) {
+        for shift in 0..<8 { byte(Int(truncatingIfNeeded: value >> UInt64(shift * 8))) }
+    }
+
+    mutating func patch32(at place: Int, to target: Int) {
+        guard place + 4 <= capacity else { return }
+        let distance = target - (place + 4)
+        for shift in 0..<4 { base[place + shift] = UInt8(truncatingIfNeeded: distance >> (shift * 8)) }
+    }
+
+    /// One instruction with ModRM. `size` 2 takes the operand-size prefix, 8 REX.W; `byteRegisters` says that a register
+    /// operand is a byte, which needs REX for SPL to DIL.
+    mutating func operation(
+        map: Int = 0, _ opcode: Int, size: Int, reg: Int, _ rm: HostOperand, byteReg: Bool = false,
+        byteRM: Bool = false, prefix: Int = 0, lock: Bool = false
+    ) {
+        if lock { byte(0xF0) }
+        if size == 2 { byte(0x66) }
+        if prefix != 0 { byte(prefix) }
+        var rex = size == 8 ? 8 : 0
+        if reg >= 8 { rex |= 4 }
+        var force = byteReg && reg >= 4
+        switch rm {
+        case .register(let number):
+            if number >= 8 { rex |= 1 }
+            force = force || (byteRM && number >= 4)
+        case .pointer, .state: rex |= 1
+        }
+        if rex != 0 || force { byte(0x40 | rex) }
+        if map >= 1 { byte(0x0F) }
+        if map == 2 { byte(0x38) }
+        byte(opcode)
+        switch rm {
+        case .register(let number): byte(0xC0 | (reg & 7) << 3 | (number & 7))
+        case .pointer: bytes(0x45 | (reg & 7) << 3, 0)
+        case .state(let offset):
+            byte(0x87 | (reg & 7) << 3)
+            word32(offset)
+        }
+    }
+
+    mutating func load(_ register: Int, fromState offset: Int) {
+        operation(0x8B, size: 8, reg: register, .state(offset))
+    }
+
+    mutating func store(_ register: Int, toState offset: Int) {
+        operation(0x89, size: 8, reg: register, .state(offset))
+    }
+
+    mutating func move(_ target: Int, _ source: Int) {
+        operation(0x89, size: 8, reg: source, .register(target))
+    }
+
+    /// lea target, [base + index << scale + displacement]; an index of nil is none.
+    mutating func lea(_ target: Int, base: Int, index: Int? = nil, scale: Int = 0, displacement: Int, size: Int = 8) {
+        var rex = size == 8 ? 0x48 : 0x40
+        if size == 2 { byte(0x66) }
+        if target >= 8 { rex |= 4 }
+        if base >= 8 { rex |= 1 }
+        if let index, index >= 8 { rex |= 2 }
+        bytes(rex, 0x8D)
+        let isSmall = displacement >= -128 && displacement <= 127
+        let mod = isSmall ? 0x40 : 0x80
+        if index != nil || base & 7 == 4 {
+            bytes(mod | (target & 7) << 3 | 4, scale << 6 | ((index ?? 4) & 7) << 3 | (base & 7))
+        } else {
+            byte(mod | (target & 7) << 3 | (base & 7))
+        }
+        if isSmall { byte(displacement) } else { word32(displacement) }
+    }
+
+    /// lea target, [index << scale + displacement32].
+    mutating func leaScaled(_ target: Int, index: Int, scale: Int, displacement: Int) {
+        bytes(0x48 | (target >= 8 ? 4 : 0) | (index >= 8 ? 2 : 0), 0x8D, (target & 7) << 3 | 4)
+        byte(scale << 6 | (index & 7) << 3 | 5)
+        word32(displacement)
+    }
+
+    mutating func moveImmediate64(_ target: Int, _ value: UInt64) {
+        if value <= 0x7FFF_FFFF {
+            if target >= 8 { byte(0x41) }
+            byte(0xB8 | target & 7)
+            word32(Int(value))
+            return
+        }
+        bytes(0x48 | (target >= 8 ? 1 : 0), 0xB8 | target & 7)
+        word64(value)
+    }
+
+    /// mov target, sign-extended 32-bit immediate.
+    mutating func moveSigned32(_ target: Int, _ value: Int) {
+        bytes(0x48 | (target >= 8 ? 1 : 0), 0xC7, 0xC0 | target & 7)
+        word32(value)
+    }
+
+    mutating func jumpThroughState(_ offset: Int) { operation(0xFF, size: 4, reg: 4, .state(offset)) }
+    mutating func callThroughState(_ offset: Int) { operation(0xFF, size: 4, reg: 2, .state(offset)) }
+
+    /// A conditional jump (or, with nil, an unconditional one) to be patched; returns the place of its distance.
+    mutating func jump(_ condition: Int?) -> Int {
+        if let condition { bytes(0x0F, 0x80 | condition) } else { byte(0xE9) }
+        word32(0)
+        return position - 4
+    }
+}
