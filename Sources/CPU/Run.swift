@@ -22,7 +22,6 @@ extension Processor {
             case UInt32(MARTLET_STOP_PORT): return .portIO
             case UInt32(MARTLET_STOP_MMIO): return .mmio
             case UInt32(MARTLET_STOP_HALT): return .halt
-            case UInt32(MARTLET_STOP_WINDOW): return .window
             case UInt32(MARTLET_STOP_SHUTDOWN): return .shutdown
             default: return .attention
             }

@@ -251,11 +251,6 @@ static inline __attribute__((always_inline)) void martlet_host_cpuid(uint32_t le
                      : "a"(leaf), "c"(subleaf));
 }
 
-// Runs a vector stub (CPU/VectorStub.swift): the guest's FXSAVE image, the memory operand, the general registers.
-static inline __attribute__((always_inline)) void martlet_call_stub(void *_Nonnull stub, void *_Nonnull image, void *_Nullable memory,
-                                     uint64_t *_Nonnull registers, uint16_t *_Nonnull status) {
-    ((void (*)(void *, void *, uint64_t *, uint16_t *))stub)(image, memory, registers, status);
-}
 #undef CAPTURE
 #undef RESTORE
 // clang-format on

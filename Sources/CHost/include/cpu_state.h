@@ -44,8 +44,8 @@ typedef struct martlet_tlb_entry {
     uint64_t is_global;
 } martlet_tlb_entry;
 
-// Where the instructions at a guest-virtual page come from. `tag` is the page address plus 1 when valid for user mode and
-// supervisor mode alike is never assumed: two tables are kept.
+// Where the instructions at a guest-virtual page come from. `tag` is the page's address, or all ones. User mode and
+// supervisor mode have a table each.
 typedef struct martlet_fetch_entry {
     uint64_t tag;
     uint64_t guest_physical;
@@ -138,7 +138,6 @@ enum {
     MARTLET_STOP_HALT = 4,
     MARTLET_STOP_SHUTDOWN = 5,
     MARTLET_STOP_ATTENTION = 6,
-    MARTLET_STOP_WINDOW = 7,
 };
 
 typedef struct martlet_mmio_fragment {
@@ -190,7 +189,7 @@ typedef struct martlet_cpu {
     uint8_t nmi_blocked;
     uint8_t nmi_pending;
     uint8_t window_requested;         // stop with MARTLET_STOP_WINDOW when an interrupt could be taken
-    uint8_t pending_event;            // event being delivered when an exception strikes (for double faults)
+    uint8_t pending_event;            // 1: delivering an interrupt ended in a triple fault; the next run reports it
     uint8_t last_exception_vector;
     uint8_t last_exception_valid;
     uint8_t last_exception_has_error;
