@@ -238,8 +238,7 @@ func updateContext(_ s: State) {
     let avoidsUserPages = s.pointee.cr4 & Control.smap != 0 && s.pointee.rflags & RFlags.alignmentCheck == 0
     let isUser = s.pointee.cpl == 3
     s.pointee.tlb = martlet_tlb_table(s, isUser ? 0 : (avoidsUserPages ? 1 : 2))
-    let context = UInt64(s.pointee.mode) | (isUser ? 4 : 0)
-    s.pointee.fetch_key = (s.pointee.fetch_key & ~0xFF) | context
+    updateFetchKey(s)
 }
 
 /// Sets CS for a new privilege.

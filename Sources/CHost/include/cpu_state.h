@@ -188,7 +188,7 @@ typedef struct martlet_cpu {
     uint8_t interrupt_shadow;         // 1: after STI, MOV SS or POP SS, one instruction long
     uint8_t nmi_blocked;
     uint8_t nmi_pending;
-    uint8_t window_requested;         // stop with MARTLET_STOP_WINDOW when an interrupt could be taken
+    uint8_t window_requested;         // 1: leave the inner loop when an interrupt could be taken
     uint8_t pending_event;            // 1: delivering an interrupt ended in a triple fault; the next run reports it
     uint8_t last_exception_vector;
     uint8_t last_exception_valid;
@@ -236,6 +236,11 @@ typedef struct martlet_cpu {
     void *_Nullable helper_resolve;
     struct martlet_insn *_Nullable leave_with;
     uint64_t access_kind;             // kind << 8 | size
+    // Generations of fetch translations. That of supervisor mode outlives a CR3 load as long as all of its pages are
+    // global (SDM vol. 3A §4.10.2.4).
+    uint64_t user_generation;
+    uint64_t supervisor_generation;
+    uint64_t fetches_are_local;       // 1: supervisor mode has fetched from a page that is not global
     uint64_t branch_target;           // an indirect call's target while its return address is pushed
 
     // 16 is as much as Swift can import; the allocation is page-aligned.

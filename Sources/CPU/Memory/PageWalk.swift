@@ -367,7 +367,16 @@ private func clearLine(_ line: UnsafeMutablePointer<martlet_tlb_entry>, _ index:
 
 /// Makes every jump entry and cross-page link stale.
 func bumpGeneration(_ s: State) {
-    s.pointee.fetch_key = ((s.pointee.fetch_key >> 8) &+ 1) << 8 | (s.pointee.fetch_key & 0xFF)
+    s.pointee.user_generation &+= 1
+    s.pointee.supervisor_generation &+= 1
+    updateFetchKey(s)
+}
+
+/// What jump entries and links of the current privilege and code size have to carry.
+func updateFetchKey(_ s: State) {
+    let isUser = s.pointee.cpl == 3
+    let generation = isUser ? s.pointee.user_generation : s.pointee.supervisor_generation
+    s.pointee.fetch_key = generation << 8 | UInt64(s.pointee.mode) | (isUser ? 4 : 0)
 }
 
 /// Drops translations; with `keepGlobal`, those of global pages stay (SDM vol. 3A §4.10.4).
@@ -389,15 +398,21 @@ func flushTranslations(_ s: State, keepGlobal: Bool) {
         }
     }
     s.pointee.fill_count = 0
-    flushFetches(s)
+    flushFetches(s, user: true)
+    // A kernel whose code is global keeps what leads through it over a change of the address space.
+    if keepGlobal, s.pointee.fetches_are_local == 0 {
+        s.pointee.user_generation &+= 1
+        updateFetchKey(s)
+    } else {
+        flushFetches(s, user: false)
+        s.pointee.fetches_are_local = 0
+        bumpGeneration(s)
+    }
 }
 
-private func flushFetches(_ s: State) {
-    for user in 0..<2 {
-        let table = martlet_fetch_table(s, UInt32(user))
-        for index in 0..<Int(MARTLET_FETCH_ENTRIES) { (table + index).pointee.tag = .max }
-    }
-    bumpGeneration(s)
+private func flushFetches(_ s: State, user: Bool) {
+    let table = martlet_fetch_table(s, user ? 1 : 0)
+    for index in 0..<Int(MARTLET_FETCH_ENTRIES) { (table + index).pointee.tag = .max }
 }
 
 /// INVLPG (SDM vol. 3A §4.10.4.1): one page, global or not, in every table.
@@ -442,6 +457,7 @@ func fetchPage(_ s: State, _ address: UInt64) -> UnsafeMutablePointer<martlet_fe
         s.pointee.exception_cr2 = address
         return nil
     }
+    if !isUser, !translation.isGlobal { s.pointee.fetches_are_local = 1 }
     entry.pointee.tag = page
     entry.pointee.guest_physical = translation.guestPhysical & ~pageMask
     if let slot = findSlot(s, translation.guestPhysical), let host = slot.pointee.host {
