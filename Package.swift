@@ -69,6 +69,8 @@ let package = Package(
         .testTarget(
             name: "SoftKVMTests", dependencies: ["CHost", "Host", "Hypervisor", "SoftKVM", "X86"],
             swiftSettings: strict),
+        .testTarget(
+            name: "GuestMemoryTests", dependencies: ["GuestMemory", "Host", "X86"], swiftSettings: strict),
         .testTarget(name: "HostTests", dependencies: ["Host"], swiftSettings: strict),
         .testTarget(
             name: "KernelKVMTests", dependencies: ["CHost", "GuestMemory", "Host", "Hypervisor", "KernelKVM", "X86"],

@@ -55,7 +55,7 @@ public final class GuestMemory: Sendable {
     ) throws(GuestMemoryFault) -> UnsafeMutableRawPointer {
         for region in regions where address >= region.base && !(forWriting && region.isReadOnly) {
             let offset = address.rawValue &- region.base.rawValue
-            if offset < region.size, UInt64(length) <= region.size &- offset {
+            if offset < region.size, length >= 0, UInt64(length) <= region.size &- offset {
                 return region.mapping.address + Int(offset)
             }
         }
