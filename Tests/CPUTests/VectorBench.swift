@@ -184,7 +184,10 @@ final class VectorBench {
         s.setRegister(15, Self.guestBase + UInt64(offset))
         s.setRegister(7, Self.guestBase + UInt64(offset))
         s.setFlags(machine.flags)
-        machine.image.withUnsafeBytes { s.fxImage.copyMemory(from: $0.baseAddress!, byteCount: 512) }
+        machine.image.withUnsafeBytes {
+            s.fxImage.copyMemory(from: $0.baseAddress!, byteCount: FXImage.xmmRegisters)
+            s.loadXMMRegisters(from: $0.baseAddress! + FXImage.xmmRegisters)
+        }
         machine.memory.withUnsafeBytes { ram.copyMemory(from: $0.baseAddress!, byteCount: $0.count) }
     }
 
@@ -195,6 +198,7 @@ final class VectorBench {
         for number in 0..<16 where number != 7 && number != 15 { after.gpr[number] = s.register(number) }
         after.flags = s.flags & Self.statusFlags
         after.image = Array(UnsafeRawBufferPointer(start: s.fxImage, count: 512))
+        after.image.withUnsafeMutableBytes { s.storeXMMRegisters(to: $0.baseAddress! + FXImage.xmmRegisters) }
         after.memory = Array(UnsafeRawBufferPointer(start: ram, count: Self.memorySize))
         return after
     }

@@ -18,6 +18,8 @@ enum {
     MARTLET_MAX_SLOTS = 64,
     MARTLET_MMIO_FRAGMENTS = 80, // FXSAVE's 512 bytes in quads, and a page crossing
     MARTLET_FILL_LIST = 2048,
+    MARTLET_ZMM_COUNT = 32,
+    MARTLET_ZMM_SIZE = 64,
     MARTLET_PORT_BATCH = 1024, // KVM's limit for one exit: 1,024 bytes of INS
 };
 
@@ -160,6 +162,20 @@ typedef struct martlet_cpu {
     uint64_t segment_base[8];         // what effective addresses add (0 for ES CS SS DS in 64-bit mode)
     uint64_t instruction_count;
 
+    // The vector registers (SDM vol. 1 §13.5): XMMn is the low 16 bytes of zmm[n], YMMn the low 32. At an offset that is a
+    // multiple of 64 (asserted below), in a page-aligned allocation. 16 is as much alignment as Swift can import.
+    uint8_t zmm[MARTLET_ZMM_COUNT][MARTLET_ZMM_SIZE] __attribute__((aligned(16)));
+    uint64_t opmask[8];
+    uint64_t xcr0;
+    uint32_t vector_level;            // vector registers that are live in the host's; 0 while the interpreter runs
+    uint32_t bounce_size;
+    uint64_t bounce_address;
+    uint64_t unused[5];               // up to the next multiple of 64
+    uint8_t bounce[128];
+    uint8_t vector_scratch[64];
+    // FXSAVE64 image without its XMM part: x87, MMX, MXCSR. Where XMM registers would be is left to FXSAVE.
+    uint8_t fx[512] __attribute__((aligned(16)));
+
     uint32_t stop;
     uint32_t exception_vector;
     uint32_t exception_error;
@@ -173,7 +189,6 @@ typedef struct martlet_cpu {
     martlet_table_register idtr;
     uint64_t cr0, cr2, cr3, cr4, cr8;
     uint64_t efer;
-    uint64_t xcr0;
     uint64_t debug_registers[8];
     uint64_t star, lstar, cstar, fmask, kernel_gs_base;
     uint64_t sysenter_cs, sysenter_esp, sysenter_eip;
@@ -243,13 +258,6 @@ typedef struct martlet_cpu {
     uint64_t fetches_are_local;       // 1: supervisor mode has fetched from a page that is not global
     uint64_t branch_target;           // an indirect call's target while its return address is pushed
 
-    // 16 is as much as Swift can import; the allocation is page-aligned.
-    uint8_t bounce[128] __attribute__((aligned(16)));
-    uint64_t bounce_address;
-    uint32_t bounce_size;
-
-    uint8_t fx[512] __attribute__((aligned(16))); // FXSAVE64 image: x87, MMX, XMM, MXCSR
-    uint8_t vector_scratch[64] __attribute__((aligned(16)));
 
     // Lines filled since the last flush (table << 12 | line), so that a flush costs what was filled.
     uint32_t fill_count;
@@ -290,6 +298,8 @@ static inline __attribute__((always_inline)) uint16_t *_Nonnull martlet_status(m
 static inline __attribute__((always_inline)) martlet_slot *_Nonnull martlet_slots(martlet_cpu *_Nonnull cpu) { return cpu->slots; }
 static inline __attribute__((always_inline)) martlet_mmio_fragment *_Nonnull martlet_mmio(martlet_cpu *_Nonnull cpu) { return cpu->mmio; }
 static inline __attribute__((always_inline)) uint8_t *_Nonnull martlet_bounce(martlet_cpu *_Nonnull cpu) { return cpu->bounce; }
+static inline __attribute__((always_inline)) uint8_t *_Nonnull martlet_zmm(martlet_cpu *_Nonnull cpu) { return cpu->zmm[0]; }
+static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_opmask(martlet_cpu *_Nonnull cpu) { return cpu->opmask; }
 static inline __attribute__((always_inline)) uint8_t *_Nonnull martlet_fx(martlet_cpu *_Nonnull cpu) { return cpu->fx; }
 static inline __attribute__((always_inline)) martlet_jump_entry *_Nonnull martlet_jumps(martlet_cpu *_Nonnull cpu) { return cpu->jumps; }
 static inline __attribute__((always_inline)) uint32_t *_Nonnull martlet_port_data(martlet_cpu *_Nonnull cpu) {

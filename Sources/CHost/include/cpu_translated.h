@@ -10,19 +10,25 @@
 #define MARTLET_FETCH_KEY 168
 #define MARTLET_SEGMENT_BASE 184
 #define MARTLET_COUNT 248
-#define MARTLET_INVALIDATED 9632
-#define MARTLET_LEAVE 9672
-#define MARTLET_JUMP 9680
-#define MARTLET_SLOW_ACCESS 9688
-#define MARTLET_CALL_INTERPRETER 9696
-#define MARTLET_RESOLVE 9704
-#define MARTLET_HELPER_ACCESS 9712
-#define MARTLET_HELPER_JUMP 9720
-#define MARTLET_HELPER_RESOLVE 9728
-#define MARTLET_LEAVE_WITH 9736
-#define MARTLET_ACCESS_KIND 9744
-#define MARTLET_BRANCH_TARGET 9776
-#define MARTLET_JUMPS 424216
+#define MARTLET_ZMM 256
+#define MARTLET_OPMASK 2304
+#define MARTLET_XCR0 2368
+#define MARTLET_VECTOR_LEVEL 2376
+#define MARTLET_FX 2624
+#define MARTLET_MXCSR 2648
+#define MARTLET_INVALIDATED 12504
+#define MARTLET_LEAVE 12544
+#define MARTLET_JUMP 12552
+#define MARTLET_SLOW_ACCESS 12560
+#define MARTLET_CALL_INTERPRETER 12568
+#define MARTLET_RESOLVE 12576
+#define MARTLET_HELPER_ACCESS 12584
+#define MARTLET_HELPER_JUMP 12592
+#define MARTLET_HELPER_RESOLVE 12600
+#define MARTLET_LEAVE_WITH 12608
+#define MARTLET_ACCESS_KIND 12616
+#define MARTLET_BRANCH_TARGET 12648
+#define MARTLET_JUMPS 426360
 
 #define MARTLET_INSN_SIZE 88
 #define MARTLET_INSN_POSITION 56
@@ -41,6 +47,12 @@ _Static_assert(offsetof(martlet_cpu, attention) == MARTLET_ATTENTION, "offset");
 _Static_assert(offsetof(martlet_cpu, fetch_key) == MARTLET_FETCH_KEY, "offset");
 _Static_assert(offsetof(martlet_cpu, segment_base) == MARTLET_SEGMENT_BASE, "offset");
 _Static_assert(offsetof(martlet_cpu, instruction_count) == MARTLET_COUNT, "offset");
+_Static_assert(offsetof(martlet_cpu, zmm) == MARTLET_ZMM, "offset");
+_Static_assert(offsetof(martlet_cpu, opmask) == MARTLET_OPMASK, "offset");
+_Static_assert(offsetof(martlet_cpu, xcr0) == MARTLET_XCR0, "offset");
+_Static_assert(offsetof(martlet_cpu, vector_level) == MARTLET_VECTOR_LEVEL, "offset");
+_Static_assert(offsetof(martlet_cpu, fx) == MARTLET_FX, "offset");
+_Static_assert(offsetof(martlet_cpu, fx[24]) == MARTLET_MXCSR, "offset");
 _Static_assert(offsetof(martlet_cpu, invalidated_pages) == MARTLET_INVALIDATED, "offset");
 _Static_assert(offsetof(martlet_cpu, leave) == MARTLET_LEAVE, "offset");
 _Static_assert(offsetof(martlet_cpu, jump) == MARTLET_JUMP, "offset");

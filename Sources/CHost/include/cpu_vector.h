@@ -12,7 +12,12 @@ static const int32_t martlet_offset_status = offsetof(martlet_cpu, status);
 static const int32_t martlet_offset_cr0 = offsetof(martlet_cpu, cr0);
 static const int32_t martlet_offset_cr4 = offsetof(martlet_cpu, cr4);
 static const int32_t martlet_offset_fx = offsetof(martlet_cpu, fx);
+static const int32_t martlet_offset_zmm = offsetof(martlet_cpu, zmm);
+static const int32_t martlet_offset_opmask = offsetof(martlet_cpu, opmask);
 _Static_assert(offsetof(martlet_cpu, gpr) == 0, "generated code takes the state for the register file");
+_Static_assert(offsetof(martlet_cpu, zmm) % 64 == 0, "aligned vector moves want their size as alignment");
+_Static_assert(offsetof(martlet_cpu, bounce) % 64 == 0, "so do operands in the bounce buffer");
+_Static_assert(offsetof(martlet_cpu, vector_scratch) % 64 == 0, "and in the scratch area");
 _Static_assert(offsetof(martlet_cpu, fx) % 16 == 0, "FXSAVE wants 16-byte alignment");
 
 static inline uint8_t *_Nonnull martlet_vector_scratch(martlet_cpu *_Nonnull cpu) { return cpu->vector_scratch; }
@@ -24,7 +29,6 @@ typedef struct martlet_x87_image {
 typedef struct martlet_fx_image {
     uint64_t words[64];
 } martlet_fx_image;
-
 /// Maps `size` bytes twice, for writing and for executing; no address is ever both. 0, or -errno.
 long martlet_map_code(size_t size, void *_Nullable *_Nonnull writable, void *_Nullable *_Nonnull executable);
 void martlet_unmap_code(size_t size, void *_Nonnull writable, void *_Nonnull executable);

@@ -25,6 +25,14 @@ enum FXImage {
     static let mxcsrDefault: UInt32 = 0x1F80
 }
 
+/// The vector registers and, behind them, the opmasks (cpu_state.h).
+enum VectorFile {
+    static let stride = Int(MARTLET_ZMM_SIZE)
+    static let count = Int(MARTLET_ZMM_COUNT)
+    /// Bytes of both.
+    static let size = count * stride + 8 * 8
+}
+
 /// Emits the little x86-64 that stubs consist of. Registers by the calling convention: RDI the vCPU, RSI the instruction,
 /// RDX the memory operand; RAX, RCX and R8 are scratch.
 struct StubAssembler {
@@ -117,7 +125,7 @@ struct StubAssembler {
     private mutating func moveXMM(_ opcode: UInt8, _ number: UInt8) {
         if number >= 8 { emit(0x44) }
         emit(0x0F, opcode, 0x87 | ((number & 7) << 3))
-        emit32(fx + Int32(FXImage.xmmRegisters) + Int32(number) * 16)
+        emit32(martlet_offset_zmm + Int32(number) * Int32(VectorFile.stride))
     }
 
     mutating func loadMM(_ number: UInt8) {

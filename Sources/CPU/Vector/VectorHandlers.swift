@@ -3,8 +3,13 @@ internal import CHost
 // Handlers for memory forms: they find the operand and let the stub do the work. And the ways out of stubs.
 
 extension UnsafeMutablePointer<martlet_cpu> {
-    /// The FXSAVE64 image.
+    /// The FXSAVE64 image, whose XMM part means nothing.
     @inline(__always) var fxImage: UnsafeMutableRawPointer { UnsafeMutableRawPointer(martlet_fx(self)) }
+
+    /// Vector register `number`, 64 bytes.
+    @inline(__always) func vectorRegister(_ number: Int) -> UnsafeMutableRawPointer {
+        UnsafeMutableRawPointer(martlet_zmm(self)) + number &* VectorFile.stride
+    }
 
     @inline(__always) var x87StatusWord: UInt16 {
         get { fxImage.load(fromByteOffset: FXImage.statusWord, as: UInt16.self) }
@@ -157,17 +162,31 @@ func controlledVector(_ s: State, _ i: Insn, _ memory: UnsafeMutableRawPointer?)
         s.mxcsr = control
         return i + 1
     }
-    let savedImage = s.fxImage.load(as: martlet_fx_image.self)
+    let size = VectorFile.size
+    return withUnsafeTemporaryAllocation(byteCount: size, alignment: 16) { saved in
+        guard let copy = saved.baseAddress else { return vectorUndefined(s, i) }
+        copy.copyMemory(from: s.vectorRegister(0), byteCount: size)
+        return trappingVector(s, i, copy) { run(s, i, memory, &$0) }
+    }
+}
+
+/// The same with an exception unmasked. `saved` is the vector registers and opmasks as they were.
+private func trappingVector(
+    _ s: State, _ i: Insn, _ saved: UnsafeRawPointer, _ run: (inout UInt32) -> Void
+) -> Insn? {
+    let guest = s.mxcsr
+    let savedImage = s.fxImage.load(as: martlet_x87_image.self)
     let savedStatus = s.pointee.status
     let savedRegister = s.register(Int(i.registerNumber))
     func restore() {
-        s.fxImage.storeBytes(of: savedImage, as: martlet_fx_image.self)
+        s.fxImage.storeBytes(of: savedImage, as: martlet_x87_image.self)
+        s.vectorRegister(0).copyMemory(from: saved, byteCount: VectorFile.size)
         s.pointee.status = savedStatus
         s.setRegister(Int(i.registerNumber), savedRegister)
     }
     let raised = raisedExceptions(guest) {
         restore()
-        run(s, i, memory, &$0)
+        run(&$0)
     }
     let unmasked = raised & ~(guest >> 7) & FXImage.mxcsrFlags
     if unmasked == 0 {

@@ -1,14 +1,14 @@
 internal import CHost
 
 // Moves, by far the most frequent SSE instructions (memcpy, string functions): no stub, one handler each.
-// `reg` and, in register forms, `rm` hold 16 times the XMM register's number, or 8 times the general register's.
+// `reg` and, in register forms, `rm` hold 8 times the register's number, which is a general register's offset.
 
 /// 16 bytes of an XMM register.
 private typealias Lanes = SIMD2<UInt64>
 
 extension UnsafeMutablePointer<martlet_cpu> {
     @inline(__always) fileprivate func xmm(_ offset: UInt8) -> UnsafeMutableRawPointer {
-        fxImage + (FXImage.xmmRegisters &+ Int(offset))
+        vectorRegister(0) + Int(offset) &* (VectorFile.stride / 8)
     }
 
     @inline(__always) fileprivate func loadXMM(_ offset: UInt8) -> Lanes { xmm(offset).load(as: Lanes.self) }
@@ -22,8 +22,8 @@ extension UnsafeMutablePointer<martlet_cpu> {
 func bindMove(_ i: Insn, _ entry: VectorEntry) {
     let isMemory = i.isMemoryForm
     let isStore = entry.traits.contains(.store)
-    i.pointee.reg = i.registerNumber &* 16
-    if !isMemory { i.pointee.rm = i.rmNumber &* (entry.rm == .general ? 8 : 16) }
+    i.pointee.reg = i.registerNumber &* 8
+    if !isMemory { i.pointee.rm = i.rmNumber &* 8 }
     // A store to a register is a load with the operands exchanged.
     if !isMemory, isStore, entry.rm == .xmm { swap(&i.pointee.reg, &i.pointee.rm) }
     let isWide = i.pointee.rex & 8 != 0
@@ -229,8 +229,8 @@ private func maskedMoveMM(_ s: State, _ i: Insn) -> Insn? {
     guard s.hasMMX else { return mmxUnavailable(s, i) }
     let registers = s.fxImage + FXImage.x87Registers
     let top = Int(s.x87StatusWord >> 11) & 7
-    let source = registers + ((Int(i.pointee.reg >> 4) &- top) & 7) &* 16
-    let mask = registers + ((Int(i.pointee.rm >> 4) &- top) & 7) &* 16
+    let source = registers + ((Int(i.pointee.reg >> 3) &- top) & 7) &* 16
+    let mask = registers + ((Int(i.pointee.rm >> 3) &- top) & 7) &* 16
     guard let next = maskedMove(s, i, source: source, mask: mask, 8) else { return nil }
     s.orderForMMX()
     s.fxImage.storeBytes(of: 0xFF, toByteOffset: FXImage.tags, as: UInt8.self)

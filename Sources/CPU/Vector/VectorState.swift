@@ -53,10 +53,21 @@ extension UnsafeMutablePointer<martlet_cpu> {
         summarizeX87Exceptions()
     }
 
+    /// Copies the first `count` XMM registers to where a FXSAVE image has them.
+    func storeXMMRegisters(to target: UnsafeMutableRawPointer, count: Int = 16) {
+        for number in 0..<count { (target + number &* 16).copyMemory(from: vectorRegister(number), byteCount: 16) }
+    }
+
+    /// Takes the first `count` XMM registers from a FXSAVE image; what lies above them stays.
+    func loadXMMRegisters(from source: UnsafeRawPointer, count: Int = 16) {
+        for number in 0..<count { vectorRegister(number).copyMemory(from: source + number &* 16, byteCount: 16) }
+    }
+
     /// x87 and SSE state of a new processor. As KVM has it: the state after FNINIT, and not FCW = 0040h with valid tags
     /// (SDM vol. 3A table 9-1), which no guest looks at before its own FNINIT.
     func powerOnVectorState() {
         fxImage.initializeMemory(as: UInt8.self, repeating: 0, count: FXImage.size)
+        vectorRegister(0).initializeMemory(as: UInt8.self, repeating: 0, count: VectorFile.size)
         resetX87()
         mxcsr = FXImage.mxcsrDefault
         fxImage.storeBytes(of: FXImage.mxcsrBits, toByteOffset: FXImage.mxcsrMask, as: UInt32.self)
@@ -67,9 +78,8 @@ extension UnsafeMutablePointer<martlet_cpu> {
         var fpu = kvm_fpu()
         let image = fxImage
         let registers = UnsafeRawBufferPointer(start: image + FXImage.x87Registers, count: 128)
-        let vectors = UnsafeRawBufferPointer(start: image + FXImage.xmmRegisters, count: 256)
         withUnsafeMutableBytes(of: &fpu.fpr) { $0.copyMemory(from: registers) }
-        withUnsafeMutableBytes(of: &fpu.xmm) { $0.copyMemory(from: vectors) }
+        withUnsafeMutableBytes(of: &fpu.xmm) { storeXMMRegisters(to: $0.baseAddress!) }
         fpu.fcw = image.load(fromByteOffset: FXImage.controlWord, as: UInt16.self)
         fpu.fsw = x87StatusWord
         fpu.ftwx = image.load(fromByteOffset: FXImage.tags, as: UInt8.self)
@@ -86,9 +96,7 @@ extension UnsafeMutablePointer<martlet_cpu> {
         withUnsafeBytes(of: fpu.fpr) {
             (image + FXImage.x87Registers).copyMemory(from: $0.baseAddress!, byteCount: 128)
         }
-        withUnsafeBytes(of: fpu.xmm) {
-            (image + FXImage.xmmRegisters).copyMemory(from: $0.baseAddress!, byteCount: 256)
-        }
+        withUnsafeBytes(of: fpu.xmm) { loadXMMRegisters(from: $0.baseAddress!) }
         image.storeBytes(of: fpu.fcw, toByteOffset: FXImage.controlWord, as: UInt16.self)
         x87StatusWord = fpu.fsw
         image.storeBytes(of: fpu.ftwx, toByteOffset: FXImage.tags, as: UInt8.self)
@@ -125,11 +133,11 @@ func stmxcsr(_ s: State, _ i: Insn) -> Insn? {
     return commit(s, memory, 4) ? i + 1 : stop(s, i)
 }
 
-/// Bytes of the image that FXSAVE writes and FXRSTOR looks at: XMM8–15 only in 64-bit mode, no SSE state at all unless
-/// CR4.OSFXSR is set.
-@inline(__always) private func imageSize(_ s: State) -> Int {
-    guard s.pointee.cr4 & Control.fxsaveSupport != 0 else { return FXImage.xmmRegisters }
-    return FXImage.xmmRegisters + (s.pointee.mode == CodeMode.bits64 ? 256 : 128)
+/// XMM registers of the image that FXSAVE writes and FXRSTOR looks at: XMM8–15 only in 64-bit mode, no SSE state at all
+/// unless CR4.OSFXSR is set.
+@inline(__always) private func imageRegisters(_ s: State) -> Int {
+    guard s.pointee.cr4 & Control.fxsaveSupport != 0 else { return 0 }
+    return s.pointee.mode == CodeMode.bits64 ? 16 : 8
 }
 
 /// The pointers' form for an image without REX.W: 32-bit offsets, and selectors, which are not kept.
@@ -144,7 +152,11 @@ func fxsave(_ s: State, _ i: Insn) -> Insn? {
     guard let address = imageAddress(s, i, AccessKind.write) else { return stop(s, i) }
     var image = s.fxImage.load(as: martlet_fx_image.self)
     if i.pointee.rex & 8 == 0 { narrowPointers(&image) }
-    let done = withUnsafeBytes(of: &image) { writeBytes(s, i, address, imageSize(s), from: $0.baseAddress!) }
+    let count = imageRegisters(s)
+    let done = withUnsafeMutableBytes(of: &image) {
+        s.storeXMMRegisters(to: $0.baseAddress! + FXImage.xmmRegisters, count: count)
+        return writeBytes(s, i, address, FXImage.xmmRegisters + count * 16, from: $0.baseAddress!)
+    }
     return done ? i + 1 : stop(s, i)
 }
 
@@ -153,17 +165,21 @@ func fxrstor(_ s: State, _ i: Insn) -> Insn? {
     guard s.hasX87 else { return fault(s, i, .deviceNotAvailable) }
     guard let address = imageAddress(s, i, AccessKind.read) else { return stop(s, i) }
     var image = martlet_fx_image()
-    let size = imageSize(s)
+    let count = imageRegisters(s)
+    let size = FXImage.xmmRegisters + count * 16
     let done = withUnsafeMutableBytes(of: &image) {
         readBytes(s, i, address, size, into: $0.baseAddress!)
     }
     guard done else { return stop(s, i) }
     let mxcsr = UInt32(truncatingIfNeeded: image.words.3)
-    let hasSSE = size > FXImage.xmmRegisters
+    let hasSSE = count > 0
     if hasSSE, mxcsr & ~FXImage.mxcsrBits != 0 { return fault(s, i, .generalProtection) }
     if i.pointee.rex & 8 == 0 { narrowPointers(&image) }
     if !hasSSE { image.words.3 = UInt64(s.mxcsr) }
-    withUnsafeBytes(of: &image) { s.fxImage.copyMemory(from: $0.baseAddress!, byteCount: size) }
+    withUnsafeBytes(of: &image) {
+        s.fxImage.copyMemory(from: $0.baseAddress!, byteCount: FXImage.xmmRegisters)
+        s.loadXMMRegisters(from: $0.baseAddress! + FXImage.xmmRegisters, count: count)
+    }
     s.sanitizeFXImage()
     return i + 1
 }
