@@ -1,0 +1,100 @@
+# From scripts/bench-guests/requirements and the results to the table. Exit status 1 if a row failed, gave different
+# results on different machines, or is missing.
+
+FNR == NR {
+    if ($1 !~ /^#/ && NF == 4) { kind[$1] = $2; must[$1] = $3; aim[$1] = $4 }
+    next
+}
+
+{
+    name = $1; round = $2; row = $3
+    if (!(row in known)) { known[row] = 1; rows[++row_count] = row }
+    machines[name] = 1
+    if (round > rounds) rounds = round
+    if ($4 == "failed") {
+        sub(/^.* failed /, "")
+        complain(row " on " name ": " $0)
+        next
+    }
+    operation[row] = $5
+    present[name, row] = 1
+    if ($4 == "-") next
+    values[name, row, ++count[name, row]] = $4
+    if ($6 == "-") next
+    if (!(row in checksum)) { checksum[row] = $6; first[row] = name }
+    else if (checksum[row] != $6) complain(row ": " name " computed " $6 ", " first[row] " " checksum[row])
+}
+
+function complain(text) { complaints[++complaint_count] = text }
+
+# The median of the rounds, or 0 where there is nothing.
+function median(name, row,    n, i, j, list, x) {
+    n = count[name, row]
+    if (n == 0) return 0
+    for (i = 1; i <= n; i++) {
+        x = values[name, row, i]
+        for (j = i - 1; j > 0 && list[j] > x; j--) list[j + 1] = list[j]
+        list[j + 1] = x
+    }
+    return n % 2 ? list[(n + 1) / 2] : (list[n / 2] + list[n / 2 + 1]) / 2
+}
+
+function text_of(ns) {
+    if (ns <= 0) return "-"
+    if (ns < 1000) return sprintf("%.3g ns", ns)
+    if (ns < 1e6) return sprintf("%.3g us", ns / 1e3)
+    if (ns < 1e9) return sprintf("%.3g ms", ns / 1e6)
+    return sprintf("%.3g s", ns / 1e9)
+}
+
+function ratio_text(a, b) { return a > 0 && b > 0 ? sprintf("%.2f", a / b) : "-" }
+
+# What to say of a row against its requirement.
+function verdict(row, native, martlet, qemu,    value, good) {
+    note = ""
+    if (martlet == 0) {
+        if (qemu == 0 && native == 0) return ""
+        missed++
+        return "NOT OFFERED"
+    }
+    if (row in kind) {
+        value = kind[row] == "of-native" ? (native > 0 ? native / martlet : -1) : martlet
+        if (value >= 0) {
+            good = kind[row] == "of-native" ? value >= must[row] : value <= must[row]
+            limit = kind[row] == "of-native" ? must[row] : text_of(must[row])
+            if (!good) { note = "MISSES " limit; missed++ }
+            else {
+                good = kind[row] == "of-native" ? value >= aim[row] : value <= aim[row]
+                note = good ? "aim" : "must"
+            }
+        }
+    }
+    if (qemu > 0 && martlet > qemu) { note = note (note == "" ? "" : ", ") "SLOWER THAN TCG"; slower++ }
+    return note
+}
+
+# Rows of whole machines that repeat what other rows measure, or measure no kernel.
+function counts(row) { return row != "loop" && row != "shell" && row != "load" }
+
+END {
+    printf "%-14s %-15s %10s %10s %10s %9s %8s  %s\n", \
+        "row", "for each", "native", engine, "qemu tcg", "of native", "x tcg", "required"
+    for (i = 1; i <= row_count; i++) {
+        row = rows[i]
+        native = median("native", row); martlet = median("martlet", row); qemu = median("qemu", row)
+        printf "%-14s %-15s %10s %10s %10s %9s %8s  %s\n", row, operation[row], text_of(native), text_of(martlet), \
+            text_of(qemu), ratio_text(native, martlet), ratio_text(qemu, martlet), verdict(row, native, martlet, qemu)
+        if (counts(row) && martlet > 0 && qemu > 0) { logarithms += log(qemu / martlet); compared++ }
+        for (name in machines) {
+            if (!((name, row) in present) && !(name == "native" && (row == "boot" || !counts(row))))
+                complain(row ": nothing from " name)
+        }
+    }
+    if (compared > 0) {
+        mean = exp(logarithms / compared)
+        printf "geometric mean of %d rows: %.2f times TCG's speed (must %s, aim %s)\n", compared, mean, must["all"], aim["all"]
+    }
+    printf "%d rows miss what they must reach, %d are slower than TCG; medians of %d rounds\n", missed, slower, rounds
+    for (i = 1; i <= complaint_count; i++) print "WRONG: " complaints[i]
+    exit complaint_count > 0
+}
