@@ -145,8 +145,44 @@ import Testing
                     if opcode == 0x77 { continue }
                     #expect(found.modrm == expected.modrm && found.flags & 1 == expected.flags & 1, "\(c)")
                     #expect(c.rm != nil || found.base == expected.base, "\(c)")
+                    checkEncoding(c, decoded)
                 }
             }
+        }
+    }
+
+    /// What the translator asks about an instruction: its bytes again, and its operands as the table has them.
+    private func checkEncoding(_ c: VectorCase, _ decoded: Insn) {
+        guard let encoding = VectorEncoding(decoded) else {
+            Issue.record("no encoding of \(c)")
+            return
+        }
+        var code = StubAssembler(origin: 0)
+        encoding.emit(to: &code, reg: encoding.regNumber, rm: c.rm == nil ? .pointer(15) : .register(encoding.rmNumber))
+        #expect(code.bytes == c.bytes, "\(c)")
+        #expect((encoding.access == .none) == (encoding.memorySize == 0) || !encoding.isPlain, "\(c)")
+        let entry = vectorEntry(map: c.map, opcode: c.opcode, prefix: c.prefix, modrm: c.modrm)
+        #expect(encoding.alignment == (c.rm == nil && entry?.traits.contains(.aligned) == true ? 16 : 0), "\(c)")
+    }
+
+    /// Every base register, whose ModRM forms differ (SDM vol. 2 table 2-2).
+    @Test func encodingOfPointers() throws {
+        let decoded = Insn.allocate(capacity: 1)
+        decoded.initialize(to: martlet_insn())
+        defer { decoded.deallocate() }
+        decoded.pointee.mnemonic = Mnemonic.vector.rawValue
+        decoded.pointee.map = 1
+        decoded.pointee.opcode = 0x58
+        decoded.pointee.modrm = 0x07
+        let encoding = try #require(VectorEncoding(decoded))
+        let expected: [(UInt8, [UInt8])] = [
+            (0, [0x44, 0x0F, 0x58, 0x08]), (4, [0x44, 0x0F, 0x58, 0x0C, 0x24]), (5, [0x44, 0x0F, 0x58, 0x4D, 0]),
+            (12, [0x45, 0x0F, 0x58, 0x0C, 0x24]), (13, [0x45, 0x0F, 0x58, 0x4D, 0]), (14, [0x45, 0x0F, 0x58, 0x0E]),
+        ]
+        for (base, bytes) in expected {
+            var code = StubAssembler(origin: 0)
+            encoding.emit(to: &code, reg: 9, rm: .pointer(base))
+            #expect(code.bytes == bytes, "base \(base)")
         }
     }
 
