@@ -91,8 +91,8 @@ __attribute__((noipa)) static struct node *sorted(struct node *list, int (*compa
 
 static uint16_t list_work(uint16_t crc) {
     struct node *list = make_list();
-    for (int16_t key = 0; key < 32; key++) {
-        struct node *found = find(list, (int16_t)(key * 3));
+    for (int16_t key = 0; key < 10; key++) {
+        struct node *found = find(list, (int16_t)(key * 9));
         list = reversed(list);
         crc = crc_word((uint16_t)(found ? found->value : key), crc);
     }
@@ -212,7 +212,7 @@ static uint16_t state_work(uint16_t crc) {
     static char input[sizeof text];
     uint32_t finals[states] = {0}, transitions[states] = {0};
     memcpy(input, text, sizeof text);
-    for (int round = 0; round < 2; round++) {
+    for (int round = 0; round < 8; round++) {
         enum state state = at_start;
         for (const char *c = input; *c; c++) {
             if (*c == ',') {
@@ -225,7 +225,7 @@ static uint16_t state_work(uint16_t crc) {
             state = next;
         }
         finals[state]++;
-        // The second round reads damaged text.
+        // Every second round reads damaged text.
         for (size_t i = 0; i < sizeof input - 1; i += 11) {
             if (input[i] != ',') input[i] ^= 0x11;
         }

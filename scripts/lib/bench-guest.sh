@@ -13,6 +13,12 @@ selected() {
     return 1
 }
 
+any_selected() {
+    local row
+    for row in "$@"; do ! selected "$row" || return 0; done
+    return 1
+}
+
 # No vectors but those that the source asks for, and no contraction: the results are the same bits everywhere.
 build_bench_program() {
     gcc -std=gnu11 -O2 -fno-tree-vectorize -ffp-contract=off -Wall -Wextra -Werror -static -s \

@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # What the benchmark measures of whole machines: a bare integer loop, the default guest to its shell, a load typed into
 # that shell, and Martlet's own memory there.
-# shellcheck disable=SC2154 # its caller's: work, guest, martlet, engine, results, options, qemu, with_qemu, pids
+# shellcheck disable=SC2154 # its caller's: work, guest, martlet, engine, results, options, qemu, with_qemu, pids, qemu_cpu,
+# real_time
 
 # Not rows of the bench guest: each is a machine of its own.
 # shellcheck disable=SC2034 # its caller lists them
@@ -141,16 +142,31 @@ measure_load() {
     report_load qemu "$1" "$work/out"
 }
 
-# --- figures without a row ------------------------------------------------------------------------------------------------------
+# --- what is said beside the table ----------------------------------------------------------------------------------------------
+
+describe_machine() {
+    local load
+    echo "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), $(nproc) processors, Linux $(uname -r)"
+    [[ -z $with_qemu ]] || echo "$(qemu-system-x86_64 --version | head -n 1), -accel tcg -cpu $qemu_cpu"
+    grep '^package linux' "$guest/manifest" | sed 's/^package/guest:/'
+    load=$(cut -d ' ' -f 1 /proc/loadavg)
+    # One is ours.
+    awk -v load="$load" -v processors="$(nproc)" 'BEGIN { exit load > processors - 0.5 }' || [[ -n $real_time ]] ||
+        echo "This machine is busy (load $load): single figures are noise. Try --real-time."
+    echo
+}
 
 print_machine_figures() {
-    [[ -z $instructions ]] || awk -v n="$instructions" 'BEGIN { printf "guest instructions of a boot to the shell: %.0f million\n", n / 1e6 }'
+    [[ -z $instructions ]] || awk -v n="$instructions" \
+        'BEGIN { printf "guest instructions of a boot to the shell: %.0f million\n", n / 1e6 }'
+    # Code cache and tables are to be under 64 MiB; this is all that is not the guest's memory.
     [[ -z $own_memory ]] || echo "own memory at the shell: $own_memory MiB"
-    echo "binary: $(stat -c %s "$(readlink -f "$martlet")" | awk '{ printf "%.1f", $1 / 1048576 }') MiB"
+    awk -v size="$(stat -c %s "$(readlink -f "$martlet")")" 'BEGIN { printf "binary: %.1f MiB\n", size / 1048576 }'
     print_translator_figures
 }
 
-# What `martlet run --verbose` says of the translator at the end of the boot to the shell: lines "martlet: NAME: VALUE".
+# What `martlet run --verbose` says of the translator at the end of the boot to the shell: lines "martlet: NAME: VALUE",
+# such as the cost of translation (to be under 3,000 host instructions for each guest instruction).
 print_translator_figures() {
     [[ -e $work/shell.log ]] || return 0
     sed -n 's/^martlet: \(\(translat\|code cache\|TLB\|table\|chain\|block\)[^:]*: .*\)$/\1/p' "$work/shell.log"

@@ -1,8 +1,14 @@
-# From scripts/bench-guests/requirements and the results to the table. Exit status 1 if a row failed, gave different
-# results on different machines, or is missing.
+# From scripts/bench-guests/requirements, the results of an earlier run (or /dev/null) and the results to the table.
+# Exit status 1 if a row failed, gave different results on different machines, or is missing.
+# Variables: engine, its name; best, "yes" for the fastest round instead of the median.
 
-FNR == NR {
+FILENAME == ARGV[1] {
     if ($1 !~ /^#/ && NF == 4) { kind[$1] = $2; must[$1] = $3; aim[$1] = $4 }
+    next
+}
+
+FILENAME == ARGV[2] {
+    if ($1 == "martlet" && $4 + 0 > 0) values["before", $3, ++count["before", $3]] = $4
     next
 }
 
@@ -14,6 +20,7 @@ FNR == NR {
     if ($4 == "failed") {
         sub(/^.* failed /, "")
         complain(row " on " name ": " $0)
+        failed[name, row] = present[name, row] = 1
         next
     }
     operation[row] = $5
@@ -25,9 +32,9 @@ FNR == NR {
     else if (checksum[row] != $6) complain(row ": " name " computed " $6 ", " first[row] " " checksum[row])
 }
 
-function complain(text) { complaints[++complaint_count] = text }
+function complain(text) { if (!said[text]++) complaints[++complaint_count] = text }
 
-# The median of the rounds, or 0 where there is nothing.
+# The median (or the best) of the rounds, or 0 where there is nothing.
 function median(name, row,    n, i, j, list, x) {
     n = count[name, row]
     if (n == 0) return 0
@@ -36,6 +43,7 @@ function median(name, row,    n, i, j, list, x) {
         for (j = i - 1; j > 0 && list[j] > x; j--) list[j + 1] = list[j]
         list[j + 1] = x
     }
+    if (best == "yes") return list[1]
     return n % 2 ? list[(n + 1) / 2] : (list[n / 2] + list[n / 2 + 1]) / 2
 }
 
@@ -55,7 +63,7 @@ function verdict(row, native, martlet, qemu,    value, good) {
     if (martlet == 0) {
         if (qemu == 0 && native == 0) return ""
         missed++
-        return "NOT OFFERED"
+        return (("martlet", row) in failed) || !(("martlet", row) in present) ? "FAILED" : "NOT OFFERED"
     }
     if (row in kind) {
         value = kind[row] == "of-native" ? (native > 0 ? native / martlet : -1) : martlet
@@ -77,13 +85,16 @@ function verdict(row, native, martlet, qemu,    value, good) {
 function counts(row) { return row != "loop" && row != "shell" && row != "load" }
 
 END {
-    printf "%-14s %-15s %10s %10s %10s %9s %8s  %s\n", \
-        "row", "for each", "native", engine, "qemu tcg", "of native", "x tcg", "required"
+    has_before = ARGV[2] != "/dev/null"
+    printf "%-14s %-15s %10s %10s %10s %9s %8s %s %s\n", "row", "for each", "native", engine, "qemu tcg", \
+        "of native", "x tcg", has_before ? "x before" : "", "required"
     for (i = 1; i <= row_count; i++) {
         row = rows[i]
         native = median("native", row); martlet = median("martlet", row); qemu = median("qemu", row)
-        printf "%-14s %-15s %10s %10s %10s %9s %8s  %s\n", row, operation[row], text_of(native), text_of(martlet), \
-            text_of(qemu), ratio_text(native, martlet), ratio_text(qemu, martlet), verdict(row, native, martlet, qemu)
+        before = has_before ? sprintf("%8s", ratio_text(median("before", row), martlet)) : ""
+        printf "%-14s %-15s %10s %10s %10s %9s %8s %s %s\n", row, operation[row], text_of(native), text_of(martlet), \
+            text_of(qemu), ratio_text(native, martlet), ratio_text(qemu, martlet), before, \
+            verdict(row, native, martlet, qemu)
         if (counts(row) && martlet > 0 && qemu > 0) { logarithms += log(qemu / martlet); compared++ }
         for (name in machines) {
             if (!((name, row) in present) && !(name == "native" && (row == "boot" || !counts(row))))
@@ -94,7 +105,8 @@ END {
         mean = exp(logarithms / compared)
         printf "geometric mean of %d rows: %.2f times TCG's speed (must %s, aim %s)\n", compared, mean, must["all"], aim["all"]
     }
-    printf "%d rows miss what they must reach, %d are slower than TCG; medians of %d rounds\n", missed, slower, rounds
+    printf "%d rows miss what they must reach, %d are slower than TCG; %s of %d rounds\n", missed, slower, \
+        best == "yes" ? "the best" : "medians", rounds
     for (i = 1; i <= complaint_count; i++) print "WRONG: " complaints[i]
     exit complaint_count > 0
 }
