@@ -42,7 +42,7 @@ static uint64_t chase_unit(void) {
     return mix(sum, link == chain);
 }
 
-enum { l1_links = 256, l1_rounds = 128, l3_links = 65536 };
+enum { l1_links = 256, l1_rounds = 128, l3_links = 49152 };
 
 /// 16 KiB: in every first-level cache.
 static bool chase_l1_prepare(void) {
@@ -50,7 +50,7 @@ static bool chase_l1_prepare(void) {
     return true;
 }
 
-/// 4 MiB: beyond the second-level cache.
+/// 3 MiB: beyond the second-level cache.
 static bool chase_l3_prepare(void) {
     make_chain(l3_links, 1);
     return true;

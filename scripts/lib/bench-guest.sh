@@ -4,9 +4,10 @@
 
 # selected ROW: whether --rows asks for it.
 selected() {
-    local pattern
+    local pattern patterns
     [[ -n $rows ]] || return 0
-    for pattern in ${rows//,/ }; do
+    IFS=, read -ra patterns <<<"$rows"
+    for pattern in "${patterns[@]}"; do
         # shellcheck disable=SC2053 # it is a pattern
         [[ $1 != $pattern ]] || return 0
     done
@@ -84,7 +85,7 @@ measure_guest_rows() {
     local round=$1 append
     "$work/bench" --list ${rows:+--rows "$rows"} | grep -q -v '^bench-end$' || selected boot || return 0
     append="$options rdinit=/bench -- $(program_options)"
-    "$work/bench" --budget "$budget" ${rows:+--rows "$rows"} | record native "$round" 0
+    timeout 600 "$work/bench" --budget "$budget" ${rows:+--rows "$rows"} | record native "$round" 0
     "$martlet" run --accel soft --engine "$engine" --verbose --timeout 10m --kernel "$guest/vmlinuz" \
         --initrd "$work/bench.cpio" --append "$append" </dev/null 2>"$work/martlet.log" |
         record martlet "$round" "$(microseconds)" || say "Martlet: $(tail -n 1 "$work/martlet.log")"

@@ -73,7 +73,7 @@ function verdict(row, native, martlet, qemu,    value, good) {
             if (!good) { note = "MISSES " limit; missed++ }
             else {
                 good = kind[row] == "of-native" ? value >= aim[row] : value <= aim[row]
-                note = good ? "aim" : "must"
+                note = good ? "aim reached" : "reached"
             }
         }
     }
