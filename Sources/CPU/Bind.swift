@@ -140,7 +140,12 @@ private func systemHandler(for mnemonic: Mnemonic) -> Handler? {
     case .nop, .pause: nopHandler
     case .lfence, .mfence, .sfence: fenceHandler
     case .clflush: clflushHandler
-    // XGETBV and XSETBV need CR4.OSXSAVE, MONITOR, RDRAND and the rest their feature bits: not there, #UD.
+    case .xgetbv: xgetbvHandler
+    case .xsetbv: xsetbvHandler
+    case .xsave, .xsaveopt: xsaveHandler
+    case .xsavec: xsavecHandler
+    case .xrstor: xrstorHandler
+    // MONITOR, RDRAND and the rest need their feature bits: not there, #UD.
     default: nil
     }
 }

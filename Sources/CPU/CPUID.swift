@@ -9,8 +9,8 @@ private enum Features {
     static let leaf1EDX: UInt32 =
         1 << 0 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 9 | 1 << 11 | 1 << 12 | 1 << 13
         | 1 << 15 | 1 << 16 | 1 << 17 | 1 << 19
-    // Leaf 1 ECX: CX16 MOVBE POPCNT HYPERVISOR.
-    static let leaf1ECX: UInt32 = 1 << 13 | 1 << 22 | 1 << 23 | 1 << 31
+    // Leaf 1 ECX: CX16 MOVBE POPCNT XSAVE HYPERVISOR (OSXSAVE follows CR4).
+    static let leaf1ECX: UInt32 = 1 << 13 | 1 << 22 | 1 << 23 | 1 << 26 | 1 << 31
     // Leaf 7 EBX: FSGSBASE TSC_ADJUST SMEP ERMS SMAP.
     static let leaf7EBX: UInt32 = 1 << 0 | 1 << 1 | 1 << 7 | 1 << 9 | 1 << 20
     // Leaf 7 ECX: UMIP.
@@ -58,6 +58,7 @@ extension Processor {
         add(6, 1 << 2, 0, 0, 0)
         add(7, 0, Features.leaf7EBX | vector.leaf7ebx, Features.leaf7ECX, Features.leaf7EDX, subleaf: 0)
         add(0xA, 0, 0, 0, 0)
+        addExtendedState { add($0, $1, $2, $3, $4, subleaf: $5) }
         add(0x8000_0000, 0x8000_0008, 0, 0, 0)
         add(0x8000_0001, 0, 0, Features.extendedECX, Features.extendedEDX)
         let brand = text("Martlet software x86-64 processor               ")
@@ -73,6 +74,19 @@ extension Processor {
         return entries
     }
 
+    /// Leaf 0DH: state components and their places in an XSAVE area. XSAVEOPT, XSAVEC and XGETBV with ECX = 1, not XSAVES.
+    /// EBX of the first two follows XCR0.
+    private static func addExtendedState(_ add: (UInt32, UInt32, UInt32, UInt32, UInt32, UInt32?) -> Void) {
+        let components = VectorUnit.supportedComponents
+        let size = UInt32(StateComponent.standardSize(components))
+        add(0xD, UInt32(truncatingIfNeeded: components), size, size, UInt32(truncatingIfNeeded: components >> 32), 0)
+        add(0xD, 0x7, UInt32(StateComponent.compactedSize(components)), 0, 0, 1)
+        for number in StateComponent.extended where components >> UInt64(number) & 1 != 0 {
+            let (size, offset) = (StateComponent.size(number), StateComponent.offset(number))
+            add(0xD, UInt32(size), UInt32(offset), 0, 0, UInt32(number))
+        }
+    }
+
     /// KVM_SET_CPUID2.
     public func setCPUID(_ entries: [kvm_cpuid_entry2]) {
         cpuidEntries = entries
@@ -85,10 +99,24 @@ extension Processor {
     /// What CPUID returns (EAX, EBX, ECX, EDX): an unknown leaf reads as zeros, as on AMD, not as the highest one.
     func cpuid(_ leaf: UInt32, _ subleaf: UInt32) -> (UInt32, UInt32, UInt32, UInt32) {
         for entry in cpuidEntries where entry.function == leaf && (entry.flags & 1 == 0 || entry.index == subleaf) {
-            var edx = entry.edx
-            if leaf == 1, state.pointee.apic_base & (1 << 11) == 0 { edx &= ~(1 << 9) }
-            return (entry.eax, entry.ebx, entry.ecx, edx)
+            return current(entry)
         }
         return (0, 0, 0, 0)
+    }
+
+    /// An entry with what follows the processor's state: APIC by its enable bit, OSXSAVE by CR4, the sizes of leaf 0DH by
+    /// XCR0.
+    private func current(_ entry: kvm_cpuid_entry2) -> (UInt32, UInt32, UInt32, UInt32) {
+        var (ebx, ecx, edx) = (entry.ebx, entry.ecx, entry.edx)
+        if entry.function == 1 {
+            if state.pointee.apic_base & (1 << 11) == 0 { edx &= ~(1 << 9) }
+            ecx &= ~(1 << 27)
+            if state.pointee.cr4 & Control.extendedStateEnable != 0 { ecx |= 1 << 27 }
+        }
+        if entry.function == 0xD, entry.index == 0 { ebx = UInt32(StateComponent.standardSize(state.pointee.xcr0)) }
+        if entry.function == 0xD, entry.index == 1, entry.eax & 0xA != 0 {
+            ebx = UInt32(StateComponent.compactedSize(state.pointee.xcr0))
+        }
+        return (entry.eax, ebx, ecx, edx)
     }
 }

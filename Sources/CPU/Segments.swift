@@ -238,7 +238,28 @@ func updateContext(_ s: State) {
     let avoidsUserPages = s.pointee.cr4 & Control.smap != 0 && s.pointee.rflags & RFlags.alignmentCheck == 0
     let isUser = s.pointee.cpl == 3
     s.pointee.tlb = martlet_tlb_table(s, isUser ? 0 : (avoidsUserPages ? 1 : 2))
+    updateVectorUnits(s)
     updateFetchKey(s)
+}
+
+/// Recomputes which register files can be used: to be called after CR0, CR4, XCR0 or EFLAGS.VM changed.
+func updateVectorUnits(_ s: State) {
+    let cr0 = s.pointee.cr0
+    let cr4 = s.pointee.cr4
+    var units = 0
+    if cr0 & (Control.emulation | Control.taskSwitched) == 0 {
+        units = cr4 & Control.fxsaveSupport == 0 ? Int(MARTLET_UNIT_X87) : Int(MARTLET_UNIT_X87 | MARTLET_UNIT_SSE)
+    }
+    if cr0 & Control.protectionEnable != 0, !s.isVirtual8086 {
+        units |= Int(MARTLET_UNIT_VEX)
+        let enabled = cr0 & Control.taskSwitched == 0 && cr4 & Control.extendedStateEnable != 0 ? s.pointee.xcr0 : 0
+        let wide = StateComponent.sse | StateComponent.avx
+        if enabled & wide == wide {
+            units |= Int(MARTLET_UNIT_AVX)
+            if enabled & StateComponent.avx512 == StateComponent.avx512 { units |= Int(MARTLET_UNIT_AVX512) }
+        }
+    }
+    s.pointee.vector_units = UInt32(units)
 }
 
 /// Sets CS for a new privilege.

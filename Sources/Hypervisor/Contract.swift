@@ -113,6 +113,13 @@ public protocol VirtualCPU: AnyObject {
     func setSpecialRegisters(_ registers: kvm_sregs) throws(HypervisorError)
     func fpu() throws(HypervisorError) -> kvm_fpu
     func setFPU(_ fpu: kvm_fpu) throws(HypervisorError)
+    /// KVM_GET_XSAVE2 and KVM_SET_XSAVE: a standard-format XSAVE area (SDM vol. 1 §13.4) of at least 4096 bytes, its
+    /// components where the engine's CPUID leaf 0DH has them.
+    func extendedState() throws(HypervisorError) -> [UInt8]
+    func setExtendedState(_ area: [UInt8]) throws(HypervisorError)
+    /// KVM_GET_XCRS and KVM_SET_XCRS.
+    func extendedControlRegisters() throws(HypervisorError) -> [kvm_xcr]
+    func setExtendedControlRegisters(_ registers: [kvm_xcr]) throws(HypervisorError)
     func modelSpecificRegisters(_ indices: [UInt32]) throws(HypervisorError) -> [kvm_msr_entry]
     func setModelSpecificRegisters(_ entries: [kvm_msr_entry]) throws(HypervisorError)
     func setCPUID(_ entries: [kvm_cpuid_entry2]) throws(HypervisorError)

@@ -54,6 +54,16 @@ final class KVMDescriptor: Sendable {
         return (status, buffer.load(as: Header.self), left)
     }
 
+    /// An ioctl on a structure of so many bytes that only the kernel knows how many; returns what it left there.
+    @discardableResult
+    func call(_ operation: String, _ request: UInt, bytes: [UInt8]) throws(HypervisorError) -> [UInt8] {
+        let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: bytes.count, alignment: 64)
+        defer { buffer.deallocate() }
+        buffer.copyBytes(from: bytes)
+        try result(of: host_ioctl(rawValue, request, buffer.baseAddress), operation)
+        return Array(buffer)
+    }
+
     @discardableResult
     private func result(of result: Int, _ operation: String) throws(HypervisorError) -> Int {
         guard result >= 0 else {

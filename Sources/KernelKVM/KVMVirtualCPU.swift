@@ -11,13 +11,15 @@ final class KVMVirtualCPU: VirtualCPU {
     /// Shared with the kernel, which writes it only inside KVM_RUN; unmapped when this object goes.
     private let area: UnsafeMutableRawPointer
     private let size: Int
+    private let extendedStateSize: Int
     /// The thread inside `run()`, or 0: whom `requestExit` has to kick.
     private let runningThread = Atomic<Int32>(0)
     private let isExitRequested = Atomic<Bool>(false)
 
     private var shared: UnsafeMutablePointer<kvm_run> { area.assumingMemoryBound(to: kvm_run.self) }
 
-    init(descriptor: KVMDescriptor, runSize: Int) throws(HypervisorError) {
+    /// `extendedStateSize` is what KVM_CAP_XSAVE2 says: 0 where the kernel does not have it.
+    init(descriptor: KVMDescriptor, runSize: Int, extendedStateSize: Int) throws(HypervisorError) {
         let minimum = MemoryLayout<kvm_run>.size
         guard runSize >= minimum else { throw HypervisorError("KVM_GET_VCPU_MMAP_SIZE", errorNumber: EINVAL) }
         let address = mmap(nil, runSize, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor.rawValue, 0)
@@ -27,6 +29,7 @@ final class KVMVirtualCPU: VirtualCPU {
         self.descriptor = descriptor
         area = address
         size = runSize
+        self.extendedStateSize = extendedStateSize
     }
 
     deinit { munmap(area, size) }
@@ -148,6 +151,39 @@ final class KVMVirtualCPU: VirtualCPU {
 
     func setFPU(_ fpu: kvm_fpu) throws(HypervisorError) {
         try descriptor.call("KVM_SET_FPU", kvm_ioctl_set_fpu, with: fpu)
+    }
+
+    func extendedState() throws(HypervisorError) -> [UInt8] {
+        let size = max(extendedStateSize, MemoryLayout<kvm_xsave>.size)
+        let area = [UInt8](repeating: 0, count: size)
+        return extendedStateSize > 0
+            ? try descriptor.call("KVM_GET_XSAVE2", kvm_ioctl_get_xsave2, bytes: area)
+            : try descriptor.call("KVM_GET_XSAVE", kvm_ioctl_get_xsave, bytes: area)
+    }
+
+    func setExtendedState(_ area: [UInt8]) throws(HypervisorError) {
+        let size = max(extendedStateSize, MemoryLayout<kvm_xsave>.size)
+        guard area.count >= size else {
+            throw HypervisorError(
+                "KVM_SET_XSAVE", errorNumber: EINVAL, detail: "an XSAVE area of \(area.count) bytes is too short")
+        }
+        try descriptor.call("KVM_SET_XSAVE", kvm_ioctl_set_xsave, bytes: area)
+    }
+
+    func extendedControlRegisters() throws(HypervisorError) -> [kvm_xcr] {
+        var registers = try descriptor.get("KVM_GET_XCRS", kvm_ioctl_get_xcrs, into: kvm_xcrs())
+        let count = min(Int(registers.nr_xcrs), Int(KVM_MAX_XCRS))
+        return (0..<count).map { kvm_xcrs_entries(&registers)[$0] }
+    }
+
+    func setExtendedControlRegisters(_ entries: [kvm_xcr]) throws(HypervisorError) {
+        guard entries.count <= Int(KVM_MAX_XCRS) else {
+            throw HypervisorError("KVM_SET_XCRS", errorNumber: EINVAL, detail: "at most \(KVM_MAX_XCRS) registers")
+        }
+        var registers = kvm_xcrs()
+        registers.nr_xcrs = UInt32(entries.count)
+        for (index, entry) in entries.enumerated() { kvm_xcrs_entries(&registers)[index] = entry }
+        try descriptor.call("KVM_SET_XCRS", kvm_ioctl_set_xcrs, with: registers)
     }
 
     func modelSpecificRegisters(_ indices: [UInt32]) throws(HypervisorError) -> [kvm_msr_entry] {

@@ -57,7 +57,11 @@ final class KVMVirtualMachine: VirtualMachine {
 
     func createVirtualCPU(id: Int) throws(HypervisorError) -> any VirtualCPU {
         let cpu = try descriptor.call("KVM_CREATE_VCPU", kvm_ioctl_create_vcpu, value: UInt(bitPattern: id))
-        return try KVMVirtualCPU(descriptor: KVMDescriptor(owning: cpu), runSize: runSize)
+        // 0 where the kernel does not know the extension (before 5.17): then it is KVM_GET_XSAVE, and 4096 bytes.
+        let size = try descriptor.call(
+            "KVM_CHECK_EXTENSION", kvm_ioctl_check_extension, value: UInt(KVM_CAP_XSAVE2))
+        return try KVMVirtualCPU(
+            descriptor: KVMDescriptor(owning: cpu), runSize: runSize, extendedStateSize: size)
     }
 
     func setIRQLine(_ gsi: GSI, level: Bool) throws(HypervisorError) {

@@ -77,6 +77,16 @@ struct KVMTests {
             try cpu.setFPU(fpu)
             #expect(try cpu.fpu().fcw == 0x27f)
 
+            var area = try cpu.extendedState()
+            #expect(area.count >= 4096)
+            // XMM1, and SSE state in XSTATE_BV.
+            area[176] = 0x5a
+            area[512] |= 2
+            try cpu.setExtendedState(area)
+            #expect(try cpu.extendedState()[176] == 0x5a)
+            #expect(throws: HypervisorError.self) { try cpu.setExtendedState([0]) }
+            #expect(try cpu.extendedControlRegisters().map(\.value) == [1])
+
             try cpu.setModelSpecificRegisters([kvm_msr_entry(index: 0x174, reserved: 0, data: 0x55)])
             #expect(try cpu.modelSpecificRegisters([0x174]).map(\.data) == [0x55])
 

@@ -250,6 +250,12 @@ static inline __attribute__((always_inline)) void martlet_host_cpuid(uint32_t le
     __asm__ volatile("cpuid" : "=a"(registers[0]), "=b"(registers[1]), "=c"(registers[2]), "=d"(registers[3])
                      : "a"(leaf), "c"(subleaf));
 }
+// XCR0 of the host; only where CPUID says OSXSAVE.
+static inline __attribute__((always_inline)) uint64_t martlet_host_xcr0(void) {
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (uint64_t)high << 32 | low;
+}
 
 #undef CAPTURE
 #undef RESTORE

@@ -16,8 +16,9 @@ enum {
     MARTLET_JUMP_ENTRIES = 4096,
     MARTLET_FETCH_ENTRIES = 256,
     MARTLET_MAX_SLOTS = 64,
-    MARTLET_MMIO_FRAGMENTS = 80, // FXSAVE's 512 bytes in quads, and a page crossing
+    MARTLET_MMIO_FRAGMENTS = 384, // XSAVE's 2,688 bytes and its header twice, in quads, and a page crossing
     MARTLET_FILL_LIST = 2048,
+    MARTLET_EXTENDED_SIZE = 2688, // XSAVE area with all state components up to Hi16_ZMM
     MARTLET_ZMM_COUNT = 32,
     MARTLET_ZMM_SIZE = 64,
     MARTLET_PORT_BATCH = 1024, // KVM's limit for one exit: 1,024 bytes of INS
@@ -142,6 +143,15 @@ enum {
     MARTLET_STOP_ATTENTION = 6,
 };
 
+// Bits of `vector_units`: what CR0, CR4, XCR0 and the mode allow at the moment.
+enum {
+    MARTLET_UNIT_X87 = 1, // x87 and MMX: CR0.EM and CR0.TS clear
+    MARTLET_UNIT_SSE = 2,
+    MARTLET_UNIT_AVX = 4,
+    MARTLET_UNIT_AVX512 = 8,
+    MARTLET_UNIT_VEX = 16, // VEX-encoded instructions on general registers: protected mode
+};
+
 typedef struct martlet_mmio_fragment {
     uint64_t address;
     uint64_t value;
@@ -170,7 +180,8 @@ typedef struct martlet_cpu {
     uint32_t vector_level;            // vector registers that are live in the host's; 0 while the interpreter runs
     uint32_t bounce_size;
     uint64_t bounce_address;
-    uint64_t unused[5];               // up to the next multiple of 64
+    uint32_t vector_units;            // MARTLET_UNIT_: register files whose instructions neither #UD nor #NM
+    uint32_t unused[9];               // up to the next multiple of 64
     uint8_t bounce[128];
     uint8_t vector_scratch[64];
     // FXSAVE64 image without its XMM part: x87, MMX, MXCSR. Where XMM registers would be is left to FXSAVE.
@@ -269,6 +280,8 @@ typedef struct martlet_cpu {
     martlet_fetch_entry fetch_user[MARTLET_FETCH_ENTRIES];
     martlet_fetch_entry fetch_supervisor[MARTLET_FETCH_ENTRIES];
     martlet_jump_entry jumps[MARTLET_JUMP_ENTRIES];
+
+    uint8_t extended[MARTLET_EXTENDED_SIZE] __attribute__((aligned(16))); // an XSAVE area being put together or read
 } martlet_cpu;
 
 static inline __attribute__((always_inline)) uint32_t martlet_attention(const martlet_cpu *_Nonnull cpu) {
@@ -300,6 +313,7 @@ static inline __attribute__((always_inline)) martlet_mmio_fragment *_Nonnull mar
 static inline __attribute__((always_inline)) uint8_t *_Nonnull martlet_bounce(martlet_cpu *_Nonnull cpu) { return cpu->bounce; }
 static inline __attribute__((always_inline)) uint8_t *_Nonnull martlet_zmm(martlet_cpu *_Nonnull cpu) { return cpu->zmm[0]; }
 static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_opmask(martlet_cpu *_Nonnull cpu) { return cpu->opmask; }
+static inline __attribute__((always_inline)) uint8_t *_Nonnull martlet_extended(martlet_cpu *_Nonnull cpu) { return cpu->extended; }
 static inline __attribute__((always_inline)) uint8_t *_Nonnull martlet_fx(martlet_cpu *_Nonnull cpu) { return cpu->fx; }
 static inline __attribute__((always_inline)) martlet_jump_entry *_Nonnull martlet_jumps(martlet_cpu *_Nonnull cpu) { return cpu->jumps; }
 static inline __attribute__((always_inline)) uint32_t *_Nonnull martlet_port_data(martlet_cpu *_Nonnull cpu) {

@@ -14,21 +14,22 @@
 #define MARTLET_OPMASK 2304
 #define MARTLET_XCR0 2368
 #define MARTLET_VECTOR_LEVEL 2376
+#define MARTLET_VECTOR_UNITS 2392
 #define MARTLET_FX 2624
 #define MARTLET_MXCSR 2648
-#define MARTLET_INVALIDATED 12504
-#define MARTLET_LEAVE 12544
-#define MARTLET_JUMP 12552
-#define MARTLET_SLOW_ACCESS 12560
-#define MARTLET_CALL_INTERPRETER 12568
-#define MARTLET_RESOLVE 12576
-#define MARTLET_HELPER_ACCESS 12584
-#define MARTLET_HELPER_JUMP 12592
-#define MARTLET_HELPER_RESOLVE 12600
-#define MARTLET_LEAVE_WITH 12608
-#define MARTLET_ACCESS_KIND 12616
-#define MARTLET_BRANCH_TARGET 12648
-#define MARTLET_JUMPS 426360
+#define MARTLET_INVALIDATED 19800
+#define MARTLET_LEAVE 19840
+#define MARTLET_JUMP 19848
+#define MARTLET_SLOW_ACCESS 19856
+#define MARTLET_CALL_INTERPRETER 19864
+#define MARTLET_RESOLVE 19872
+#define MARTLET_HELPER_ACCESS 19880
+#define MARTLET_HELPER_JUMP 19888
+#define MARTLET_HELPER_RESOLVE 19896
+#define MARTLET_LEAVE_WITH 19904
+#define MARTLET_ACCESS_KIND 19912
+#define MARTLET_BRANCH_TARGET 19944
+#define MARTLET_JUMPS 433656
 
 #define MARTLET_INSN_SIZE 88
 #define MARTLET_INSN_POSITION 56
@@ -51,6 +52,7 @@ _Static_assert(offsetof(martlet_cpu, zmm) == MARTLET_ZMM, "offset");
 _Static_assert(offsetof(martlet_cpu, opmask) == MARTLET_OPMASK, "offset");
 _Static_assert(offsetof(martlet_cpu, xcr0) == MARTLET_XCR0, "offset");
 _Static_assert(offsetof(martlet_cpu, vector_level) == MARTLET_VECTOR_LEVEL, "offset");
+_Static_assert(offsetof(martlet_cpu, vector_units) == MARTLET_VECTOR_UNITS, "offset");
 _Static_assert(offsetof(martlet_cpu, fx) == MARTLET_FX, "offset");
 _Static_assert(offsetof(martlet_cpu, fx[24]) == MARTLET_MXCSR, "offset");
 _Static_assert(offsetof(martlet_cpu, invalidated_pages) == MARTLET_INVALIDATED, "offset");

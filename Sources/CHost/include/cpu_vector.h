@@ -14,6 +14,7 @@ static const int32_t martlet_offset_cr4 = offsetof(martlet_cpu, cr4);
 static const int32_t martlet_offset_fx = offsetof(martlet_cpu, fx);
 static const int32_t martlet_offset_zmm = offsetof(martlet_cpu, zmm);
 static const int32_t martlet_offset_opmask = offsetof(martlet_cpu, opmask);
+static const int32_t martlet_offset_units = offsetof(martlet_cpu, vector_units);
 _Static_assert(offsetof(martlet_cpu, gpr) == 0, "generated code takes the state for the register file");
 _Static_assert(offsetof(martlet_cpu, zmm) % 64 == 0, "aligned vector moves want their size as alignment");
 _Static_assert(offsetof(martlet_cpu, bounce) % 64 == 0, "so do operands in the bounce buffer");

@@ -38,6 +38,11 @@ static const unsigned long kvm_ioctl_get_sregs = KVM_GET_SREGS;
 static const unsigned long kvm_ioctl_set_sregs = KVM_SET_SREGS;
 static const unsigned long kvm_ioctl_get_fpu = KVM_GET_FPU;
 static const unsigned long kvm_ioctl_set_fpu = KVM_SET_FPU;
+static const unsigned long kvm_ioctl_get_xsave = KVM_GET_XSAVE;
+static const unsigned long kvm_ioctl_get_xsave2 = KVM_GET_XSAVE2;
+static const unsigned long kvm_ioctl_set_xsave = KVM_SET_XSAVE;
+static const unsigned long kvm_ioctl_get_xcrs = KVM_GET_XCRS;
+static const unsigned long kvm_ioctl_set_xcrs = KVM_SET_XCRS;
 static const unsigned long kvm_ioctl_get_msrs = KVM_GET_MSRS;
 static const unsigned long kvm_ioctl_set_msrs = KVM_SET_MSRS;
 static const unsigned long kvm_ioctl_set_cpuid2 = KVM_SET_CPUID2;
@@ -84,7 +89,9 @@ static inline uint32_t kvm_run_failed_instruction(const struct kvm_run *_Nonnull
     return count;
 }
 
-// MARK: unions inside other structures
+// MARK: unions and arrays inside other structures
+
+static inline struct kvm_xcr *_Nonnull kvm_xcrs_entries(struct kvm_xcrs *_Nonnull registers) { return registers->xcrs; }
 
 static inline void *_Nonnull kvm_irqchip_bytes(struct kvm_irqchip *_Nonnull chip) { return chip->chip.dummy; }
 static inline struct kvm_pic_state *_Nonnull kvm_irqchip_pic(struct kvm_irqchip *_Nonnull chip) {

@@ -27,7 +27,8 @@ enum Mnemonic: UInt16 {
     case hlt, inImmediate, outImmediate, inDX, outDX, wait
     case lgdt, lidt, sgdt, sidt, lldt, ltr, sldt, str, smsw, lmsw, clts, invlpg, swapgs, rdtscp, monitor, mwait
     case movFromCR, movToCR, movFromDR, movToDR, wrmsr, rdmsr, rdtsc, rdpmc, cpuid, invd, wbinvd
-    case lar, lsl, verr, verw, arpl, clac, stac, xgetbv, xsetbv, vmcall
+    case lar, lsl, verr, verw, arpl, clac, stac, vmcall
+    case xgetbv, xsetbv, xsave, xsaveopt, xsavec, xrstor
     case rdfsbase, rdgsbase, wrfsbase, wrgsbase, rdrand, rdseed, rdpid
     case nop, pause, lfence, mfence, sfence, clflush, ud
     // Handled by CPU/Vector.

@@ -327,6 +327,7 @@ private func systemGroupEntry(_ entry: OpcodeEntry, modrm: UInt8, prefix: UInt8)
             var result = row(.cmpxchg8b)
             result.flags |= OpcodeEntry.lockable
             return result
+        case (4, true, 0): return row(.xsavec)
         case (6, false, 0), (6, false, 0x66): return row(.rdrand)
         case (7, false, 0), (7, false, 0x66): return row(.rdseed)
         case (7, false, 0xF3): return row(.rdpid, .native)
@@ -362,8 +363,8 @@ private func group7Register(
     case 0xC9: row(.mwait, .variable, true)
     case 0xCA where prefix == 0: row(.clac, .variable, true)
     case 0xCB where prefix == 0: row(.stac, .variable, true)
-    case 0xD0: row(.xgetbv, .variable, false)
-    case 0xD1: row(.xsetbv, .variable, true)
+    case 0xD0 where prefix == 0: row(.xgetbv, .variable, false)
+    case 0xD1 where prefix == 0: row(.xsetbv, .variable, true)
     case 0xE0...0xE7: row(.smsw, .variable, false)
     case 0xF0...0xF7: row(.lmsw, .word, true)
     case 0xF8: row(.swapgs, .variable, true)
@@ -379,6 +380,9 @@ private func group15Entry(_ register: Int, isMemory: Bool, prefix: UInt8) -> Opc
     if isMemory {
         switch (register, prefix) {
         case (0...3, 0): return OpcodeEntry(mnemonic: .vector, form: .vector, size: .variable, flags: 0)
+        case (4, 0): return row(.xsave, .variable)
+        case (5, 0): return row(.xrstor, .variable)
+        case (6, 0): return row(.xsaveopt, .variable)
         case (7, 0), (7, 0x66): return row(.clflush, .byte)
         default: return nil
         }

@@ -88,10 +88,11 @@ let supportedCR4: UInt64 =
     0x3 | Control.timeStampDisable | Control.debuggingExtensions | Control.pageSizeExtensions
     | Control.physicalAddressExtension | 0x40 | Control.globalPages | Control.performanceCounter
     | Control.fxsaveSupport | Control.simdExceptions | Control.userModeInstructionPrevention | Control.fsgsbase
-    | Control.smep | Control.smap
+    | Control.smep | Control.smap | Control.extendedStateEnable
 
 func writeCR4(_ s: State, _ value: UInt64) -> Bool {
     if value & ~supportedCR4 != 0 { return false }
+    if value & Control.extendedStateEnable != 0, !hasFeature(s, leaf: 1, register: 2, bit: 26) { return false }
     if s.isLongMode, value & Control.physicalAddressExtension == 0 { return false }
     let changed = s.pointee.cr4 ^ value
     s.pointee.cr4 = value
@@ -113,6 +114,7 @@ private func writeCR8(_ s: State, _ value: UInt64) -> Bool {
 let clearTaskSwitchedHandler: Handler = { s, i in
     guard requirePrivilege(s) else { return stop(s, i) }
     s.pointee.cr0 &= ~Control.taskSwitched
+    updateVectorUnits(s)
     return leaveBlock(s, i)
 }
 

@@ -258,9 +258,16 @@ func readBytes(_ s: State, _ i: Insn, _ address: UInt64, _ count: Int, into dest
 {
     var offset = 0
     while offset < count {
-        let piece = min(count - offset, 8)
-        guard let source = readPointer(s, linearSum(s, address, UInt64(offset)), piece) else { return false }
-        (destination + offset).copyMemory(from: source, byteCount: piece)
+        let place = linearSum(s, address, UInt64(offset))
+        var piece = min(count - offset, Int(pageSize - (place & pageMask)))
+        let line = tlbLine(s, place)
+        if place &- line.pointee.read_tag <= pageSize &- UInt64(piece) {
+            (destination + offset).copyMemory(from: hostPointer(line, place), byteCount: piece)
+        } else {
+            piece = min(count - offset, 8)
+            guard let source = readPointer(s, place, piece) else { return false }
+            (destination + offset).copyMemory(from: source, byteCount: piece)
+        }
         offset += piece
     }
     return true
@@ -273,10 +280,17 @@ func writeBytes(_ s: State, _ i: Insn, _ address: UInt64, _ count: Int, from sou
     else { return false }
     var offset = 0
     while offset < count {
-        let piece = min(count - offset, 8)
-        guard let target = writePointer(s, linearSum(s, address, UInt64(offset)), piece) else { return false }
-        target.copyMemory(from: source + offset, byteCount: piece)
-        guard commit(s, target, piece) else { return false }
+        let place = linearSum(s, address, UInt64(offset))
+        var piece = min(count - offset, Int(pageSize - (place & pageMask)))
+        let line = tlbLine(s, place)
+        if place &- line.pointee.write_tag <= pageSize &- UInt64(piece) {
+            hostPointer(line, place).copyMemory(from: source + offset, byteCount: piece)
+        } else {
+            piece = min(count - offset, 8)
+            guard let target = writePointer(s, place, piece) else { return false }
+            target.copyMemory(from: source + offset, byteCount: piece)
+            guard commit(s, target, piece) else { return false }
+        }
         offset += piece
     }
     return true

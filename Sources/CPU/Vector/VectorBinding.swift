@@ -30,6 +30,23 @@ enum VectorUnit {
         return registers
     }
 
+    /// The state components that instructions here can change (SDM vol. 1 §13.1): those that the host's kernel lets
+    /// programs use. AVX-512 state only with the extensions that every server processor has had since the first.
+    static let supportedComponents: UInt64 = {
+        let always = StateComponent.x87 | StateComponent.sse
+        // OSXSAVE and AVX.
+        let needed: UInt32 = 1 << 27 | 1 << 28
+        guard hostLeaf(1)[2] & needed == needed else { return always }
+        let enabled = martlet_host_xcr0()
+        guard enabled & StateComponent.avx != 0 else { return always }
+        // AVX-512 F, DQ, CD, BW, VL.
+        let extensions: UInt32 = 1 << 16 | 1 << 17 | 1 << 28 | 1 << 30 | 1 << 31
+        let hasAVX512 =
+            enabled & StateComponent.avx512 == StateComponent.avx512 && hostLeaf(0)[0] >= 7
+            && hostLeaf(7)[1] & extensions == extensions
+        return always | StateComponent.avx | (hasAVX512 ? StateComponent.avx512 : 0)
+    }()
+
     /// The CPUID bits for what is implemented here and present in the host. SSE4.2 promises CRC32 as well. Bit 13 of leaf 7
     /// EBX says that FCS and FDS are not kept (SDM vol. 1 §8.1.8).
     static func supportedFeatures() -> (leaf1ecx: UInt32, leaf1edx: UInt32, leaf7ebx: UInt32) {

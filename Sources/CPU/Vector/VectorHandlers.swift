@@ -162,12 +162,9 @@ func controlledVector(_ s: State, _ i: Insn, _ memory: UnsafeMutableRawPointer?)
         s.mxcsr = control
         return i + 1
     }
-    let size = VectorFile.size
-    return withUnsafeTemporaryAllocation(byteCount: size, alignment: 16) { saved in
-        guard let copy = saved.baseAddress else { return vectorUndefined(s, i) }
-        copy.copyMemory(from: s.vectorRegister(0), byteCount: size)
-        return trappingVector(s, i, copy) { run(s, i, memory, &$0) }
-    }
+    let saved = UnsafeMutableRawPointer(martlet_extended(s))
+    saved.copyMemory(from: s.vectorRegister(0), byteCount: VectorFile.size)
+    return trappingVector(s, i, saved) { run(s, i, memory, &$0) }
 }
 
 /// The same with an exception unmasked. `saved` is the vector registers and opmasks as they were.

@@ -73,6 +73,35 @@ extension SoftVirtualCPU {
 
     public func setFPU(_ fpu: kvm_fpu) throws(HypervisorError) { change { $0.fpu = fpu } }
 
+    public func extendedState() throws(HypervisorError) -> [UInt8] { withProcessor { $0.extendedState() } }
+
+    public func setExtendedState(_ area: [UInt8]) throws(HypervisorError) {
+        guard let refusal = change({ $0.setExtendedState(area) }) else { return }
+        let reason =
+            switch refusal {
+            case .tooShort(let count): "an XSAVE area of \(count) bytes is too short"
+            case .unsupportedComponents(let bits):
+                "the software engine does not have the state components 0x\(String(bits, radix: 16)) of this XSAVE area"
+            case .reservedBits: "reserved bits of this XSAVE area are set"
+            }
+        throw HypervisorError("KVM_SET_XSAVE", errorNumber: EINVAL, detail: reason)
+    }
+
+    public func extendedControlRegisters() throws(HypervisorError) -> [kvm_xcr] {
+        [kvm_xcr(xcr: 0, reserved: 0, value: withProcessor { $0.extendedControl })]
+    }
+
+    /// As KVM does it: registers other than XCR0 are passed over.
+    public func setExtendedControlRegisters(_ registers: [kvm_xcr]) throws(HypervisorError) {
+        for register in registers where register.xcr == 0 {
+            guard change({ $0.setExtendedControl(register.value) }) else {
+                throw HypervisorError(
+                    "KVM_SET_XCRS", errorNumber: EINVAL,
+                    detail: "the software engine does not take XCR0 = 0x\(String(register.value, radix: 16))")
+            }
+        }
+    }
+
     // MARK: MSRs and CPUID
 
     public func modelSpecificRegisters(_ indices: [UInt32]) throws(HypervisorError) -> [kvm_msr_entry] {
