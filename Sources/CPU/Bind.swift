@@ -120,6 +120,7 @@ private func systemHandler(for mnemonic: Mnemonic) -> Handler? {
     case .smsw, .lmsw: machineStatusHandler
     case .clts: clearTaskSwitchedHandler
     case .invlpg: invlpgHandler
+    case .invpcid: invpcidHandler
     case .swapgs: swapgsHandler
     case .rdtsc, .rdtscp: rdtscHandler
     case .movFromCR: movFromCRHandler

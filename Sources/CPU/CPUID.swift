@@ -9,10 +9,10 @@ private enum Features {
     static let leaf1EDX: UInt32 =
         1 << 0 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 9 | 1 << 11 | 1 << 12 | 1 << 13
         | 1 << 15 | 1 << 16 | 1 << 17 | 1 << 19
-    // Leaf 1 ECX: CX16 MOVBE POPCNT XSAVE HYPERVISOR (OSXSAVE follows CR4).
-    static let leaf1ECX: UInt32 = 1 << 13 | 1 << 22 | 1 << 23 | 1 << 26 | 1 << 31
-    // Leaf 7 EBX: FSGSBASE TSC_ADJUST SMEP ERMS SMAP.
-    static let leaf7EBX: UInt32 = 1 << 0 | 1 << 1 | 1 << 7 | 1 << 9 | 1 << 20
+    // Leaf 1 ECX: CX16 PCID MOVBE POPCNT XSAVE HYPERVISOR (OSXSAVE follows CR4).
+    static let leaf1ECX: UInt32 = 1 << 13 | 1 << 17 | 1 << 22 | 1 << 23 | 1 << 26 | 1 << 31
+    // Leaf 7 EBX: FSGSBASE TSC_ADJUST SMEP ERMS INVPCID SMAP.
+    static let leaf7EBX: UInt32 = 1 << 0 | 1 << 1 | 1 << 7 | 1 << 9 | 1 << 10 | 1 << 20
     // Leaf 7 ECX: UMIP.
     static let leaf7ECX: UInt32 = 1 << 2
     // Leaf 7 EDX: FSRM, IBRS/IBPB, ARCH_CAPABILITIES.
@@ -87,9 +87,36 @@ extension Processor {
         }
     }
 
+    /// CR4 bits that are reserved without their feature (SDM vol. 3A §2.5).
+    private static let controlledFeatures: [(cr4: UInt64, leaf: UInt32, register: CPUIDRegister, bit: UInt32)] = [
+        (Control.userModeInstructionPrevention, 7, .ecx, 2),
+        (Control.fsgsbase, 7, .ebx, 0),
+        (Control.processContextIdentifiers, 1, .ecx, 17),
+        (Control.extendedStateEnable, 1, .ecx, 26),
+        (Control.smep, 7, .ebx, 7),
+        (Control.smap, 7, .ebx, 20),
+    ]
+
+    func hasFeature(leaf: UInt32, _ register: CPUIDRegister, bit: UInt32) -> Bool {
+        let (eax, ebx, ecx, edx) = cpuid(leaf, 0)
+        let word: UInt32 =
+            switch register {
+            case .eax: eax
+            case .ebx: ebx
+            case .ecx: ecx
+            case .edx: edx
+            }
+        return word & (1 << bit) != 0
+    }
+
     /// KVM_SET_CPUID2.
     public func setCPUID(_ entries: [kvm_cpuid_entry2]) {
         cpuidEntries = entries
+        state.pointee.supported_cr4 = supportedCR4
+        for feature in Self.controlledFeatures
+        where !hasFeature(leaf: feature.leaf, feature.register, bit: feature.bit) {
+            state.pointee.supported_cr4 &= ~feature.cr4
+        }
         if let sizes = entries.first(where: { $0.function == 0x8000_0008 }) {
             let bits = UInt64(min(52, max(32, sizes.eax & 0xFF)))
             state.pointee.physical_address_mask = (1 << bits) - 1

@@ -91,6 +91,7 @@ enum Control {
     static let simdExceptions: UInt64 = 1 << 10
     static let userModeInstructionPrevention: UInt64 = 1 << 11
     static let fsgsbase: UInt64 = 1 << 16
+    static let processContextIdentifiers: UInt64 = 1 << 17
     static let extendedStateEnable: UInt64 = 1 << 18
     static let smep: UInt64 = 1 << 20
     static let smap: UInt64 = 1 << 21

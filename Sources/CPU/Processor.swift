@@ -61,7 +61,7 @@ public final class Processor {
         state.pointee.physical_address_mask = 0xFF_FFFF_FFFF
         initializeTLB(state)
         installTranslator(state)
-        cpuidEntries = Processor.supportedCPUID()
+        setCPUID(Processor.supportedCPUID())
         reset()
     }
 
@@ -230,7 +230,7 @@ public final class Processor {
         let code = state.pointee.page_code! + Int(page.page_index)
         let first = UInt64(from >> 6)
         let last = UInt64((max(to, from + 1) - 1) >> 6)
-        if code.pointee.granules == 0 { protectCodePage(state, host: UInt64(UInt(bitPattern: page.host!))) }
+        if code.pointee.granules == 0 { protectCodePage(state, code, host: UInt64(UInt(bitPattern: page.host!))) }
         code.pointee.granules |= (UInt64.max << first) & (UInt64.max >> (63 - last))
         cache.add(key: key, count: count, to: code)
     }

@@ -37,8 +37,9 @@ extension Processor {
         martlet_debug_registers(s)[7] = 0x400
         s.powerOnVectorState()
         clearPending()
-        updateContext(s)
         flushTLB()
+        selectSpace(s, flushes: false)
+        updateContext(s)
     }
 
     private func clearPending() {
@@ -115,13 +116,14 @@ extension Processor {
             s.pointee.cr0 = newValue.cr0 | Control.extensionType
             s.pointee.cr2 = newValue.cr2
             s.pointee.cr3 = newValue.cr3
-            s.pointee.cr4 = newValue.cr4 & supportedCR4
+            s.pointee.cr4 = newValue.cr4 & s.pointee.supported_cr4
             s.pointee.cr8 = newValue.cr8 & 15
             s.pointee.efer = newValue.efer
             s.pointee.apic_base = newValue.apic_base
             s.pointee.cpl = s.isProtected ? newValue.ss.dpl & 3 : 0
-            updateContext(s)
             flushTLB()
+            selectSpace(s, flushes: false)
+            updateContext(s)
         }
     }
 

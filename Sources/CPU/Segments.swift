@@ -29,7 +29,9 @@ func systemRead(_ s: State, _ address: UInt64, _ size: Int) -> UInt64? {
 
 /// The TLB table of the processor's own accesses.
 @inline(__always) private func systemTable(_ s: State) -> UnsafeMutablePointer<martlet_tlb_entry> {
-    martlet_tlb_table(s, s.pointee.cr4 & Control.smap != 0 ? 1 : 2)
+    martlet_tlb_table(
+        s.pointee.space.unsafelyUnwrapped,
+        UInt32(s.pointee.cr4 & Control.smap != 0 ? TLBTable.supervisor : TLBTable.supervisorWithUser))
 }
 
 private func loadPieces(_ pointer: UnsafeMutableRawPointer, _ size: Int) -> UInt64 {
@@ -235,9 +237,7 @@ func updateContext(_ s: State) {
         s.pointee.mode = cs.attributes & SegmentAttribute.big != 0 ? CodeMode.bits32 : CodeMode.bits16
     }
     for number in 0..<6 { updateSegmentBase(s, number) }
-    let avoidsUserPages = s.pointee.cr4 & Control.smap != 0 && s.pointee.rflags & RFlags.alignmentCheck == 0
-    let isUser = s.pointee.cpl == 3
-    s.pointee.tlb = martlet_tlb_table(s, isUser ? 0 : (avoidsUserPages ? 1 : 2))
+    selectTable(s)
     updateVectorUnits(s)
     updateFetchKey(s)
 }

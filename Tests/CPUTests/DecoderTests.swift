@@ -102,7 +102,7 @@ import Testing
         "MONITORX", "ENQCMD", "AMD_INVLPGB", "UINTR", "ADOX_ADCX", "SERIALIZE", "RDSEED", "RDRAND", "RDPRU", "RDPID",
         "PT",
         "PCONFIG", "MCOMMIT", "CLZERO", "CLWB", "CLFLUSHOPT", "SNP", "KNCJKBR",
-        "KNCSTREAM", "KNCV", "KNCE", "INVPCID", "HRESET", "WBNOINVD", "MPX",
+        "KNCSTREAM", "KNCV", "KNCE", "HRESET", "WBNOINVD", "MPX",
     ]
     /// Undefined by definition, or only in system-management mode, or not documented (SALC).
     private static let undefined: Set<String> = ["ud0", "ud1", "ud2", "rsm", "salc"]

@@ -15,9 +15,14 @@ enum {
     MARTLET_TLB_ENTRIES = 4096,
     MARTLET_JUMP_ENTRIES = 4096,
     MARTLET_FETCH_ENTRIES = 256,
+    MARTLET_TLB_TABLES = 3,
+    MARTLET_TLB_USER = 0,
+    MARTLET_TLB_SUPERVISOR = 1,           // keeps off user pages (SMAP)
+    MARTLET_TLB_SUPERVISOR_WITH_USER = 2, // may touch them: no SMAP, or AC
+    MARTLET_LARGE_REGIONS = 15,
+    MARTLET_ADDRESS_SPACES = 8,           // Linux uses six PCIDs at a time, and 0 while it boots
     MARTLET_MAX_SLOTS = 64,
     MARTLET_MMIO_FRAGMENTS = 384, // XSAVE's 2,688 bytes and its header twice, in quads, and a page crossing
-    MARTLET_FILL_LIST = 2048,
     MARTLET_EXTENDED_SIZE = 2688, // XSAVE area with all state components up to Hi16_ZMM
     MARTLET_ZMM_COUNT = 32,
     MARTLET_ZMM_SIZE = 64,
@@ -55,6 +60,38 @@ typedef struct martlet_fetch_entry {
     uint8_t *_Nullable host;
     uint64_t page_index;
 } martlet_fetch_entry;
+
+// A set of numbers below 4096; bit n of `summary`: word n is not 0.
+typedef struct martlet_line_set {
+    uint64_t summary;
+    uint64_t words[MARTLET_TLB_ENTRIES / 64];
+} martlet_line_set;
+
+// What is known of one address space, by its PCID (SDM vol. 3A §4.10.1). All zeros but lines 0: empty.
+typedef struct martlet_address_space {
+    // What jump entries and links made in it carry. supervisor_generation is 0 as long as supervisor mode has fetched
+    // from global pages only: then the generation that all address spaces share counts.
+    uint64_t user_generation;
+    uint64_t supervisor_generation;
+    uint64_t last_used;
+    uint32_t pcid;
+    uint32_t is_used;
+    // Where lines of pages of 2 MiB and more may be: bit (address >> 21) & 511, and the regions of 1 GiB
+    // (address >> 30 << 1, bit 0: with pages of more than 2 MiB). More regions than there is room for: anywhere.
+    uint64_t large_pages[8];
+    uint64_t large_regions[MARTLET_LARGE_REGIONS];
+    uint32_t large_region_count;
+    // Pages of the lower half that user mode has fetched from, by a hash: others have no jump entry.
+    uint64_t fetched[64];
+    // Entries of the fetch tables that are filled, and of pages that are not global.
+    uint64_t fetch_filled[2][MARTLET_FETCH_ENTRIES / 64];
+    uint64_t fetch_local[2][MARTLET_FETCH_ENTRIES / 64];
+    // Lines of the tables that may be filled, so that a flush costs what was filled.
+    martlet_line_set local_lines[MARTLET_TLB_TABLES];
+    martlet_line_set global_lines[MARTLET_TLB_TABLES];
+    martlet_fetch_entry fetch[2][MARTLET_FETCH_ENTRIES]; // supervisor, user
+    martlet_tlb_entry tlb[MARTLET_TLB_TABLES][MARTLET_TLB_ENTRIES];
+} martlet_address_space;
 
 struct martlet_insn;
 
@@ -112,7 +149,7 @@ typedef struct martlet_slot {
 typedef struct martlet_page_code {
     uint64_t granules;
     uint32_t first_block;
-    uint32_t writes;
+    uint32_t writable_epoch; // the TLB's epoch when a line was last filled through which the page can be written
 } martlet_page_code;
 
 // The engine around the processor. A hook that returns 0 has handled the access.
@@ -262,26 +299,24 @@ typedef struct martlet_cpu {
     void *_Nullable helper_resolve;
     struct martlet_insn *_Nullable leave_with;
     uint64_t access_kind;             // kind << 8 | size
-    // Generations of fetch translations. That of supervisor mode outlives a CR3 load as long as all of its pages are
-    // global (SDM vol. 3A §4.10.2.4).
-    uint64_t user_generation;
-    uint64_t supervisor_generation;
-    uint64_t fetches_are_local;       // 1: supervisor mode has fetched from a page that is not global
+    uint64_t generation_count;        // the last generation given to anything
+    uint64_t shared_generation;       // of supervisor code in global pages, in whatever address space
+    martlet_address_space *_Nullable space; // the current one
     uint64_t branch_target;           // an indirect call's target while its return address is pushed
 
 
-    // Lines filled since the last flush (table << 12 | line), so that a flush costs what was filled.
-    uint32_t fill_count;
-    uint16_t fill_list[MARTLET_FILL_LIST];
-
-    martlet_tlb_entry tlb_user[MARTLET_TLB_ENTRIES];
-    martlet_tlb_entry tlb_supervisor[MARTLET_TLB_ENTRIES];
-    martlet_tlb_entry tlb_supervisor_user[MARTLET_TLB_ENTRIES]; // supervisor that may touch user pages (no SMAP, or AC)
-    martlet_fetch_entry fetch_user[MARTLET_FETCH_ENTRIES];
-    martlet_fetch_entry fetch_supervisor[MARTLET_FETCH_ENTRIES];
     martlet_jump_entry jumps[MARTLET_JUMP_ENTRIES];
 
     uint8_t extended[MARTLET_EXTENDED_SIZE] __attribute__((aligned(16))); // an XSAVE area being put together or read
+    uint64_t space_clock;             // of the address spaces' last_used
+    uint32_t tlb_epoch;               // complete flushes of all address spaces, from 1
+    uint32_t has_low_globals;         // 1: a global page in the lower half of an address space
+    uint32_t has_low_fetches;         // 1: supervisor mode has fetched there
+    uint64_t upper_fetched[512];      // as `fetched`, for the upper half in all address spaces and both modes
+    uint64_t space_switches;          // to translations that were kept, for statistics
+    uint64_t space_flushes;
+    uint64_t supported_cr4;           // by CPUID
+    martlet_address_space spaces[MARTLET_ADDRESS_SPACES];
 } martlet_cpu;
 
 static inline __attribute__((always_inline)) uint32_t martlet_attention(const martlet_cpu *_Nonnull cpu) {
@@ -319,15 +354,31 @@ static inline __attribute__((always_inline)) martlet_jump_entry *_Nonnull martle
 static inline __attribute__((always_inline)) uint32_t *_Nonnull martlet_port_data(martlet_cpu *_Nonnull cpu) {
     return cpu->port_data;
 }
-static inline __attribute__((always_inline)) uint16_t *_Nonnull martlet_fill_list(martlet_cpu *_Nonnull cpu) { return cpu->fill_list; }
 static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_debug_registers(martlet_cpu *_Nonnull cpu) { return cpu->debug_registers; }
 static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_mtrr_fixed(martlet_cpu *_Nonnull cpu) { return cpu->mtrr_fixed; }
 static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_mtrr_variable(martlet_cpu *_Nonnull cpu) { return cpu->mtrr_variable; }
-static inline __attribute__((always_inline)) martlet_tlb_entry *_Nonnull martlet_tlb_table(martlet_cpu *_Nonnull cpu, uint32_t number) {
-    return number == 0 ? cpu->tlb_user : number == 1 ? cpu->tlb_supervisor : cpu->tlb_supervisor_user;
+static inline __attribute__((always_inline)) martlet_address_space *_Nonnull martlet_space(martlet_cpu *_Nonnull cpu, uint32_t number) {
+    return &cpu->spaces[number];
 }
-static inline __attribute__((always_inline)) martlet_fetch_entry *_Nonnull martlet_fetch_table(martlet_cpu *_Nonnull cpu, uint32_t user) {
-    return user ? cpu->fetch_user : cpu->fetch_supervisor;
+static inline __attribute__((always_inline)) martlet_tlb_entry *_Nonnull martlet_tlb_table(martlet_address_space *_Nonnull space, uint32_t number) {
+    return space->tlb[number];
 }
+static inline __attribute__((always_inline)) martlet_fetch_entry *_Nonnull martlet_fetch_table(martlet_address_space *_Nonnull space, uint32_t user) {
+    return space->fetch[user];
+}
+static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_fetch_filled(martlet_address_space *_Nonnull space, uint32_t user) {
+    return space->fetch_filled[user];
+}
+static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_fetch_local(martlet_address_space *_Nonnull space, uint32_t user) {
+    return space->fetch_local[user];
+}
+static inline __attribute__((always_inline)) martlet_line_set *_Nonnull martlet_lines(martlet_address_space *_Nonnull space, uint32_t number, uint32_t global) {
+    return global ? &space->global_lines[number] : &space->local_lines[number];
+}
+static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_line_words(martlet_line_set *_Nonnull set) { return set->words; }
+static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_large_pages(martlet_address_space *_Nonnull space) { return space->large_pages; }
+static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_large_regions(martlet_address_space *_Nonnull space) { return space->large_regions; }
+static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_fetched(martlet_address_space *_Nonnull space) { return space->fetched; }
+static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_upper_fetched(martlet_cpu *_Nonnull cpu) { return cpu->upper_fetched; }
 
 #endif

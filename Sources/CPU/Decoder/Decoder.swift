@@ -171,6 +171,7 @@ struct Decoder {
         if map == 1, opcode == 0xB8, repeatPrefix != 0xF3 { return false }
         // MOVNTI takes no mandatory prefix.
         if map == 1, opcode == 0xC3, i.pointee.prefixes != 0 { return false }
+        if map == 2, opcode == 0x82, i.pointee.prefixes != 0x66 { return false }
         if map == 2, opcode == 0xF0 || opcode == 0xF1 {
             if repeatPrefix == 0xF2 {
                 entry = OpcodeEntry(

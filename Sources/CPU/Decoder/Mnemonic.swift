@@ -29,7 +29,7 @@ enum Mnemonic: UInt16 {
     case movFromCR, movToCR, movFromDR, movToDR, wrmsr, rdmsr, rdtsc, rdpmc, cpuid, invd, wbinvd
     case lar, lsl, verr, verw, arpl, clac, stac, vmcall
     case xgetbv, xsetbv, xsave, xsaveopt, xsavec, xrstor
-    case rdfsbase, rdgsbase, wrfsbase, wrgsbase, rdrand, rdseed, rdpid
+    case rdfsbase, rdgsbase, wrfsbase, wrgsbase, rdrand, rdseed, rdpid, invpcid
     case nop, pause, lfence, mfence, sfence, clflush, ud
     // Handled by CPU/Vector.
     case vector

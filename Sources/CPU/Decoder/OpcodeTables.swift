@@ -204,6 +204,7 @@ final class OpcodeTables: @unchecked Sendable {
         set(0x1A9, .popSegment, .none, .variable64, flags: ends)
         set(0x1AE, .group15, .vector)
         set(0x1B9, .ud, .e)
+        set(0x282, .invpcid, .ge, .native, flags: ends | OpcodeEntry.memoryOnly)
         set(0x1C7, .group9, .e)
         set(0x1FF, .ud, .e)
         set(0x1B2, .lss, .ge, flags: ends | OpcodeEntry.memoryOnly)

@@ -64,7 +64,7 @@ func writeCR0(_ s: State, _ value: UInt64) -> Bool {
         s.pointee.efer |= Control.longModeActive
     }
     if disablesPaging {
-        if s.pointee.mode == CodeMode.bits64 { return false }
+        if s.pointee.mode == CodeMode.bits64 || s.pointee.cr4 & Control.processContextIdentifiers != 0 { return false }
         s.pointee.efer &= ~Control.longModeActive
     }
     s.pointee.cr0 = new
@@ -76,10 +76,14 @@ func writeCR0(_ s: State, _ value: UInt64) -> Bool {
     return true
 }
 
+/// Bit 63 is no part of CR3: with PCIDs it asks to flush nothing (SDM vol. 3A §4.10.4.1; vol. 2, MOV).
 func writeCR3(_ s: State, _ value: UInt64) -> Bool {
-    if s.isLongMode, value & ~(s.pointee.physical_address_mask | 0xFFF) != 0 { return false }
-    s.pointee.cr3 = value
-    flushTranslations(s, keepGlobal: true)
+    let hasIdentifiers = s.pointee.cr4 & Control.processContextIdentifiers != 0
+    let keeps = hasIdentifiers && value >> 63 != 0
+    let new = keeps ? value & ~(1 << 63) : value
+    if s.isLongMode, new & ~(s.pointee.physical_address_mask | 0xFFF) != 0 { return false }
+    s.pointee.cr3 = new
+    selectSpace(s, flushes: !keeps)
     return true
 }
 
@@ -88,18 +92,21 @@ let supportedCR4: UInt64 =
     0x3 | Control.timeStampDisable | Control.debuggingExtensions | Control.pageSizeExtensions
     | Control.physicalAddressExtension | 0x40 | Control.globalPages | Control.performanceCounter
     | Control.fxsaveSupport | Control.simdExceptions | Control.userModeInstructionPrevention | Control.fsgsbase
-    | Control.smep | Control.smap | Control.extendedStateEnable
+    | Control.processContextIdentifiers | Control.smep | Control.smap | Control.extendedStateEnable
 
 func writeCR4(_ s: State, _ value: UInt64) -> Bool {
-    if value & ~supportedCR4 != 0 { return false }
-    if value & Control.extendedStateEnable != 0, !hasFeature(s, leaf: 1, register: 2, bit: 26) { return false }
+    if value & ~s.pointee.supported_cr4 != 0 { return false }
     if s.isLongMode, value & Control.physicalAddressExtension == 0 { return false }
     let changed = s.pointee.cr4 ^ value
+    let enablesIdentifiers = changed & value & Control.processContextIdentifiers != 0
+    if enablesIdentifiers, !s.isLongMode || s.pointee.cr3 & 0xFFF != 0 { return false }
     s.pointee.cr4 = value
     let translationBits =
         Control.pageSizeExtensions | Control.physicalAddressExtension | Control.globalPages | Control.smep
         | Control.smap
-    if changed & translationBits != 0 { flushTranslations(s, keepGlobal: false) }
+    let disablesIdentifiers = changed & ~value & Control.processContextIdentifiers != 0
+    if changed & translationBits != 0 || disablesIdentifiers { flushTranslations(s, keepGlobal: false) }
+    if disablesIdentifiers { selectSpace(s, flushes: false) }
     updateContext(s)
     return true
 }
@@ -403,7 +410,7 @@ let stiHandler: Handler = { s, i in
 }
 
 let smapHandler: Handler = { s, i in
-    guard s.pointee.cr4 & Control.smap != 0 || hasFeature(s, leaf: 7, register: 1, bit: 20) else {
+    guard s.pointee.cr4 & Control.smap != 0 || hasFeature(s, leaf: 7, .ebx, bit: 20) else {
         return fault(s, i, .invalidOpcode)
     }
     guard s.pointee.cpl == 0 else { return fault(s, i, .invalidOpcode) }
@@ -444,6 +451,30 @@ let invlpgHandler: Handler = { s, i in
     return leaveBlock(s, i)
 }
 
+/// INVPCID (SDM vol. 2).
+let invpcidHandler: Handler = { s, i in
+    guard hasFeature(s, leaf: 7, .ebx, bit: 10) else { return fault(s, i, .invalidOpcode) }
+    guard requirePrivilege(s) else { return stop(s, i) }
+    guard !s.isVirtual8086 else { return fault(s, i, .generalProtection) }
+    let type = readRegister(s, i.pointee.reg, size: i.pointee.size)
+    var descriptor: (UInt64, UInt64) = (0, 0)
+    guard let operand = operandAddress(s, i, 16, AccessKind.read),
+        withUnsafeMutableBytes(of: &descriptor, { readBytes(s, i, operand, 16, into: $0.baseAddress!) })
+    else { return stop(s, i) }
+    let (identifier, address) = descriptor
+    let needsIdentifiers = type < 2 && identifier != 0 && s.pointee.cr4 & Control.processContextIdentifiers == 0
+    guard type <= 3, identifier >> 12 == 0, !needsIdentifiers, type != 0 || isCanonical(address) else {
+        return fault(s, i, .generalProtection)
+    }
+    switch type {
+    case 0: flushPage(s, pcid: UInt32(identifier), address)
+    case 1: flushSpace(s, pcid: UInt32(identifier))
+    case 2: flushTranslations(s, keepGlobal: false)
+    default: flushAllButGlobal(s)
+    }
+    return leaveBlock(s, i)
+}
+
 let cacheControlHandler: Handler = { s, i in requirePrivilege(s) ? leaveBlock(s, i) : stop(s, i) }
 
 /// CLFLUSH checks its operand as a byte load would.
@@ -472,11 +503,14 @@ let cpuidHandler: Handler = { s, i in
     return i + 1
 }
 
-func hasFeature(_ s: State, leaf: UInt32, register: Int, bit: UInt32) -> Bool {
+/// The registers of a CPUID leaf.
+enum CPUIDRegister { case eax, ebx, ecx, edx }
+
+func hasFeature(_ s: State, leaf: UInt32, _ register: CPUIDRegister, bit: UInt32) -> Bool {
     guard let owner = s.pointee.owner else { return false }
-    let values = Unmanaged<Processor>.fromOpaque(owner)._withUnsafeGuaranteedRef { $0.cpuid(leaf, 0) }
-    let word = [values.0, values.1, values.2, values.3][register]
-    return word & (1 << bit) != 0
+    return Unmanaged<Processor>.fromOpaque(owner)._withUnsafeGuaranteedRef {
+        $0.hasFeature(leaf: leaf, register, bit: bit)
+    }
 }
 
 let rdmsrHandler: Handler = { s, i in

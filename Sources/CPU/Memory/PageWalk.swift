@@ -41,6 +41,8 @@ struct Translation {
     var isUser: Bool
     var isGlobal: Bool
     var isDirty: Bool
+    /// Bits of the address that are the offset in the page.
+    var pageShift: UInt64 = 12
 }
 
 /// The slot that holds a guest-physical address.
@@ -63,6 +65,7 @@ private func raisePageFault(_ s: State, _ address: UInt64, _ request: AccessRequ
         error |= PageFaultBits.fetch
     }
     s.pointee.exception_cr2 = address
+    flushFaultingPage(s, address)
     raise(s, .pageFault, error: error)
 }
 
@@ -177,7 +180,7 @@ private func walk64(_ s: State, _ address: UInt64, _ request: AccessRequest) -> 
                 guestPhysical: (entry & PageBits.frame & ~offsetMask) | (address & offsetMask),
                 isWritable: rights.writable, isUser: rights.user,
                 isGlobal: entry & PageBits.global != 0 && s.pointee.cr4 & Control.globalPages != 0,
-                isDirty: (entry | bits) & PageBits.dirty != 0)
+                isDirty: (entry | bits) & PageBits.dirty != 0, pageShift: shift)
         }
         if !isDirectoryPointer, !setBits64(s, entryAddress, pointer, entry, PageBits.accessed) {
             return walk64(s, address, request)
@@ -242,7 +245,7 @@ private func walk32(_ s: State, _ address: UInt64, _ request: AccessRequest) -> 
     return Translation(
         guestPhysical: physical, isWritable: rights.writable, isUser: rights.user,
         isGlobal: entry & 0x100 != 0 && s.pointee.cr4 & Control.globalPages != 0,
-        isDirty: (entry | bits) & 0x40 != 0)
+        isDirty: (entry | bits) & 0x40 != 0, pageShift: isLarge ? 22 : 12)
 }
 
 /// What the current privilege asks of data pages.
@@ -258,19 +261,17 @@ func currentRequest(_ s: State) -> AccessRequest {
 func resolveData(_ s: State, _ address: UInt64, _ kind: UInt8) -> PageTarget? {
     var request = currentRequest(s)
     request.isWrite = kind & AccessKind.write != 0
-    return resolve(s, address, request, table: s.pointee.tlb.unsafelyUnwrapped)
+    return resolve(s, address, request)
 }
 
 /// Translates for the processor's own supervisor accesses (descriptor tables, TSS), whatever the privilege.
 func resolveSystem(_ s: State, _ address: UInt64, _ kind: UInt8) -> PageTarget? {
     let avoids = s.pointee.cr4 & Control.smap != 0
     let request = AccessRequest(isWrite: kind & AccessKind.write != 0, avoidsUserPages: avoids)
-    return resolve(s, address, request, table: martlet_tlb_table(s, avoids ? 1 : 2))
+    return resolve(s, address, request)
 }
 
-private func resolve(
-    _ s: State, _ address: UInt64, _ request: AccessRequest, table: UnsafeMutablePointer<martlet_tlb_entry>
-) -> PageTarget? {
+private func resolve(_ s: State, _ address: UInt64, _ request: AccessRequest) -> PageTarget? {
     s.pointee.tlb_misses &+= 1
     guard let translation = translate(s, address, request) else { return nil }
     let physical = translation.guestPhysical
@@ -281,7 +282,7 @@ private func resolve(
     if request.isWrite, isReadOnly { return PageTarget(guestPhysical: physical, host: nil) }
     let host = UnsafeMutableRawPointer(base) + Int(physical &- slot.pointee.guest_physical)
     if request.isWrite { markDirty(s, slot, physical) }
-    fillLine(s, table, address, translation, slot, host, wrote: request.isWrite)
+    fillLine(s, TLBTable.serving(request), address, translation, slot, host, wrote: request.isWrite)
     return PageTarget(guestPhysical: physical, host: host)
 }
 
@@ -294,35 +295,27 @@ let slotLogsDirty: UInt32 = 1
 }
 
 private func fillLine(
-    _ s: State, _ table: UnsafeMutablePointer<martlet_tlb_entry>, _ address: UInt64, _ translation: Translation,
+    _ s: State, _ table: Int, _ address: UInt64, _ translation: Translation,
     _ slot: UnsafeMutablePointer<martlet_slot>, _ host: UnsafeMutableRawPointer, wrote: Bool
 ) {
     let page = address & ~pageMask
-    let index = Int(truncatingIfNeeded: (address >> 12) & UInt64(MARTLET_TLB_ENTRIES - 1))
-    let line = table + index
-    let code = (s.pointee.page_code.unsafelyUnwrapped + pageIndex(slot, translation.guestPhysical)).pointee
+    let index = tlbIndex(address)
+    let space = s.pointee.space.unsafelyUnwrapped
+    let line = martlet_tlb_table(space, UInt32(table)) + index
+    let code = s.pointee.page_code.unsafelyUnwrapped + pageIndex(slot, translation.guestPhysical)
     // A store goes straight to memory only where it has nothing to tell: the page is dirty already, holds no decoded
     // code, and (SDM vol. 3A §4.6.1) may be written at this privilege.
-    let isUserTable = table == martlet_tlb_table(s, 0)
     let mayWrite =
-        (translation.isWritable || (!isUserTable && s.pointee.cr0 & Control.writeProtect == 0))
-        && translation.isDirty && slot.pointee.flags & slotReadOnly == 0 && code.granules == 0
+        (translation.isWritable || (table != TLBTable.user && s.pointee.cr0 & Control.writeProtect == 0))
+        && translation.isDirty && slot.pointee.flags & slotReadOnly == 0 && code.pointee.granules == 0
         && (wrote || slot.pointee.flags & slotLogsDirty == 0)
+    if mayWrite { code.pointee.writable_epoch = s.pointee.tlb_epoch }
     line.pointee.read_tag = page
     line.pointee.write_tag = mayWrite ? page : impossibleTag(index)
     line.pointee.host = UInt64(UInt(bitPattern: host)) &- (address & pageMask)
     line.pointee.is_global = translation.isGlobal ? 1 : 0
-    if translation.isGlobal { return }
-    let count = Int(s.pointee.fill_count)
-    if count < Int(MARTLET_FILL_LIST) {
-        let number: Int = isUserTable ? 0 : (table == martlet_tlb_table(s, 1) ? 1 : 2)
-        martlet_fill_list(s)[count] = UInt16(truncatingIfNeeded: (number << 12) | index)
-    }
-    s.pointee.fill_count = UInt32(min(count + 1, Int(MARTLET_FILL_LIST) + 1))
+    noteFilled(s, space, table: table, address, translation)
 }
-
-/// A tag that line `index` is never asked for: an address of the neighbouring line.
-@inline(__always) func impossibleTag(_ index: Int) -> UInt64 { UInt64(index ^ 1) << 12 }
 
 private func markDirty(_ s: State, _ slot: UnsafeMutablePointer<martlet_slot>, _ physical: UInt64) {
     guard slot.pointee.flags & slotLogsDirty != 0, let owner = s.pointee.owner else { return }
@@ -343,107 +336,6 @@ private func markDirty(_ s: State, _ slot: UnsafeMutablePointer<martlet_slot>, _
     }
 }
 
-// MARK: - TLB maintenance
-
-/// Empties all tables at creation.
-func initializeTLB(_ s: State) {
-    for number in 0..<3 {
-        let table = martlet_tlb_table(s, UInt32(number))
-        for index in 0..<Int(MARTLET_TLB_ENTRIES) { clearLine(table + index, index) }
-    }
-    for user in 0..<2 {
-        let table = martlet_fetch_table(s, UInt32(user))
-        for index in 0..<Int(MARTLET_FETCH_ENTRIES) { (table + index).pointee.tag = .max }
-    }
-    s.pointee.fill_count = 0
-    bumpGeneration(s)
-}
-
-private func clearLine(_ line: UnsafeMutablePointer<martlet_tlb_entry>, _ index: Int) {
-    line.pointee.read_tag = impossibleTag(index)
-    line.pointee.write_tag = impossibleTag(index)
-    line.pointee.is_global = 0
-}
-
-/// Makes every jump entry and cross-page link stale.
-func bumpGeneration(_ s: State) {
-    s.pointee.user_generation &+= 1
-    s.pointee.supervisor_generation &+= 1
-    updateFetchKey(s)
-}
-
-/// What jump entries and links of the current privilege and code size have to carry.
-func updateFetchKey(_ s: State) {
-    let isUser = s.pointee.cpl == 3
-    let generation = isUser ? s.pointee.user_generation : s.pointee.supervisor_generation
-    s.pointee.fetch_key = generation << 8 | UInt64(s.pointee.mode) | (isUser ? 4 : 0)
-}
-
-/// Drops translations; with `keepGlobal`, those of global pages stay (SDM vol. 3A §4.10.4).
-func flushTranslations(_ s: State, keepGlobal: Bool) {
-    let count = Int(s.pointee.fill_count)
-    if keepGlobal, count <= Int(MARTLET_FILL_LIST) {
-        let list = martlet_fill_list(s)
-        for position in 0..<count {
-            let index = Int(list[position] & 4095)
-            let line = martlet_tlb_table(s, UInt32(list[position] >> 12)) + index
-            if line.pointee.is_global == 0 { clearLine(line, index) }
-        }
-    } else {
-        for number in 0..<3 {
-            let table = martlet_tlb_table(s, UInt32(number))
-            for index in 0..<Int(MARTLET_TLB_ENTRIES) where !(keepGlobal && (table + index).pointee.is_global != 0) {
-                clearLine(table + index, index)
-            }
-        }
-    }
-    s.pointee.fill_count = 0
-    flushFetches(s, user: true)
-    // A kernel whose code is global keeps what leads through it over a change of the address space.
-    if keepGlobal, s.pointee.fetches_are_local == 0 {
-        s.pointee.user_generation &+= 1
-        updateFetchKey(s)
-    } else {
-        flushFetches(s, user: false)
-        s.pointee.fetches_are_local = 0
-        bumpGeneration(s)
-    }
-}
-
-private func flushFetches(_ s: State, user: Bool) {
-    let table = martlet_fetch_table(s, user ? 1 : 0)
-    for index in 0..<Int(MARTLET_FETCH_ENTRIES) { (table + index).pointee.tag = .max }
-}
-
-/// INVLPG (SDM vol. 3A §4.10.4.1): one page, global or not, in every table.
-func flushPage(_ s: State, _ address: UInt64) {
-    let page = address & ~pageMask
-    let index = Int(truncatingIfNeeded: (address >> 12) & UInt64(MARTLET_TLB_ENTRIES - 1))
-    for number in 0..<3 {
-        let line = martlet_tlb_table(s, UInt32(number)) + index
-        if line.pointee.read_tag == page || line.pointee.write_tag == page { clearLine(line, index) }
-    }
-    let fetchIndex = Int(truncatingIfNeeded: (address >> 12) & UInt64(MARTLET_FETCH_ENTRIES - 1))
-    for user in 0..<2 {
-        let entry = martlet_fetch_table(s, UInt32(user)) + fetchIndex
-        if entry.pointee.tag == page { entry.pointee.tag = .max }
-    }
-    bumpGeneration(s)
-}
-
-/// A page now holds decoded code: stores to it must take the slow path.
-func protectCodePage(_ s: State, host: UInt64) {
-    for number in 0..<3 {
-        let table = martlet_tlb_table(s, UInt32(number))
-        for index in 0..<Int(MARTLET_TLB_ENTRIES) {
-            let line = table + index
-            if line.pointee.host == host, line.pointee.write_tag == line.pointee.read_tag {
-                line.pointee.write_tag = impossibleTag(index)
-            }
-        }
-    }
-}
-
 // MARK: - Fetch
 
 /// Where the instructions of the page at `address` are. Nil: fault recorded.
@@ -451,13 +343,14 @@ func fetchPage(_ s: State, _ address: UInt64) -> UnsafeMutablePointer<martlet_fe
     let isUser = s.pointee.cpl == 3
     let page = address & ~pageMask
     let index = Int(truncatingIfNeeded: (address >> 12) & UInt64(MARTLET_FETCH_ENTRIES - 1))
-    let entry = martlet_fetch_table(s, isUser ? 1 : 0) + index
+    let space = s.pointee.space.unsafelyUnwrapped
+    let entry = martlet_fetch_table(space, isUser ? 1 : 0) + index
     if entry.pointee.tag == page { return entry }
     guard let translation = translate(s, page, AccessRequest(isFetch: true, isUser: isUser)) else {
         s.pointee.exception_cr2 = address
         return nil
     }
-    if !isUser, !translation.isGlobal { s.pointee.fetches_are_local = 1 }
+    noteFetched(s, space, page, isUser: isUser, translation)
     entry.pointee.tag = page
     entry.pointee.guest_physical = translation.guestPhysical & ~pageMask
     if let slot = findSlot(s, translation.guestPhysical), let host = slot.pointee.host {
