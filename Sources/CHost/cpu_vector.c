@@ -30,6 +30,28 @@ long martlet_map_code(size_t size, void **writable, void **executable) {
     return result;
 }
 
+long martlet_map_code_and_data(size_t code_size, size_t data_size, void **writable, void **executable, void **near_data) {
+    char *place = mmap(NULL, code_size + data_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (place == MAP_FAILED) return -errno;
+    void *code = MAP_FAILED;
+    long result = martlet_map_code(code_size, writable, &code);
+    if (result == 0) {
+        if (mremap(code, code_size, code_size, MREMAP_MAYMOVE | MREMAP_FIXED, place) == MAP_FAILED
+            || mprotect(place + code_size, data_size, PROT_READ | PROT_WRITE) != 0) {
+            result = -errno;
+            munmap(*writable, code_size);
+            munmap(code, code_size);
+        }
+    }
+    if (result != 0) {
+        munmap(place, code_size + data_size);
+        return result;
+    }
+    *executable = place;
+    *near_data = place + code_size;
+    return 0;
+}
+
 void martlet_unmap_code(size_t size, void *writable, void *executable) {
     munmap(writable, size);
     munmap(executable, size);

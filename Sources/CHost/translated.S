@@ -2,7 +2,8 @@
 //
 // In translated code the guest's RAX RCX RDX RBX RBP RSI RDI R8-R11 are the host's, RSP is in r12, R12-R15 are in the
 // state. r15 holds the state, r13 and r14 are scratch, rsp is the host's own stack, 16-byte aligned. The status flags
-// are the host's.
+// are the host's. The vector registers and MXCSR are the guest's as far as the state's vector level says: bit 0 XMM,
+// bit 1 YMM too, bit 2 ZMM and the mask registers too.
 
 #if defined(__x86_64__)
 #include "cpu_translated.h"
@@ -50,6 +51,14 @@
     sahf
 .endm
 
+// Swift and C code may use every vector register: the guest's go to the state while they run. Changes the flags and RCX.
+.macro SAVE_VECTORS
+    cmpl $0, MARTLET_VECTOR_LEVEL(%r15)
+    je 99f
+    call martlet_save_vectors
+99:
+.endm
+
 .macro RETURN_TO_LOOP
     addq $8, %rsp
     popq %r15
@@ -81,43 +90,161 @@ martlet_enter_translated:
     jmp *%r14
     .size martlet_enter_translated, . - martlet_enter_translated
 
-// The next instruction is in r13.
-    .type martlet_leave_translated, @function
+// A data access whose page is not the one that its site used last: guest address in r13, site in r14. Fills the site
+// from the TLB and tries again, or has the helper resolve this one access. The flags are lost (where they matter they
+// are in the state already).
+    .type martlet_site_missed, @function
     .balign 16
-martlet_leave_translated:
+martlet_site_missed:
     movq %rax, 0(%r15)
-    SAVE_FLAGS
-    SAVE_REGISTERS
+    movq %rcx, 8(%r15)
+    movq %rdx, 16(%r15)
+    incq MARTLET_SITE_MISSES(%r15)
+    testb $4, SITE_KIND(%r14)           // must be aligned
+    jz 0f
+    movzbl SITE_SIZE(%r14), %eax
+    decl %eax
+    testl %r13d, %eax
+    jnz 3f
+0:
     movq %r13, %rax
-    RETURN_TO_LOOP
-    .size martlet_leave_translated, . - martlet_leave_translated
-
-// A data access that the TLB compare did not settle: guest address in r13, instruction in r14. Returns the host address
-// in r13; the flags are lost (the caller has kept them where they matter).
-    .type martlet_slow_access, @function
-    .balign 16
-martlet_slow_access:
-    movq %rax, 0(%r15)
-    SAVE_REGISTERS
-    subq $8, %rsp
-    movq %r15, %rdi
-    movq %r14, %rsi
+    shrq $7, %rax
+    andl $((4096 - 1) << 5), %eax
+    addq MARTLET_TLB(%r15), %rax
+    movzbl SITE_KIND(%r14), %edx
+    andl $2, %edx                       // a write needs the write tag, 8 bytes behind the read tag
+    movq (%rax, %rdx, 4), %rcx
     movq %r13, %rdx
-    movq %r14, %rbx
+    subq %rcx, %rdx
+    movl SITE_LIMIT(%r14), %ecx
+    cmpq %rcx, %rdx
+    ja 3f
+    movq 16(%rax), %rcx
+    addq %rdx, %rcx
+    subq %r13, %rcx                     // host page - guest page
+    movq 24(%rax), %rax
+    testb $2, %al
+    jnz 5f
+    movq %rcx, SITE_ADDEND(%r14)
+    movq %r13, %rcx
+    subq %rdx, %rcx
+    movq %rcx, SITE_TAG(%r14)
+    shrq $12, %rcx
+    andl $4095, %ecx
+    testb $1, %al
+    jnz 1f
+    btsl %ecx, MARTLET_SITE_PAGES(%r15)
+    testb $1, SITE_FLAGS(%r14)
+    jnz 2f
+    orb $1, SITE_FLAGS(%r14)
+    movl MARTLET_LOCAL_SITE_COUNT(%r15), %ecx
+    movq MARTLET_LOCAL_SITES(%r15), %rdx
+    incl MARTLET_LOCAL_SITE_COUNT(%r15)
+    movq %r14, (%rdx, %rcx, 8)
+    jmp 2f
+1:  btsl %ecx, MARTLET_SITE_PAGES + 512(%r15)
+    testb $16, SITE_FLAGS(%r14)
+    jnz 2f
+    orb $16, SITE_FLAGS(%r14)
+    movl MARTLET_GLOBAL_SITE_COUNT(%r15), %ecx
+    movq MARTLET_GLOBAL_SITES(%r15), %rdx
+    incl MARTLET_GLOBAL_SITE_COUNT(%r15)
+    movq %r14, (%rdx, %rcx, 8)
+2:  movq 16(%r15), %rdx
+    movq 8(%r15), %rcx
+    movq 0(%r15), %rax
+    jmp *SITE_RETRY(%r14)
+
+// Not settled by the TLB.
+3:  testb $2, SITE_FLAGS(%r14)
+    jnz 6f
+    movq 16(%r15), %rdx
+    movq 8(%r15), %rcx
+    SAVE_REGISTERS
+    movl MARTLET_VECTOR_LEVEL(%r15), %ebx
+    SAVE_VECTORS
+    movzbl SITE_KIND(%r14), %eax
+    shll $8, %eax
+    movb SITE_SIZE(%r14), %al
+    movq %rax, MARTLET_ACCESS_KIND(%r15)
+    movq %r15, %rdi
+    movq SITE_INSN(%r14), %rsi
+    movq %r13, %rdx
     call *MARTLET_HELPER_ACCESS(%r15)
     testq %rax, %rax
-    jz 1f
-    addq $8, %rsp
-    movq %rax, %r13
-    LOAD_REGISTERS
-    movq 0(%r15), %rax
-    ret
-1:  movzbl MARTLET_INSN_POSITION(%rbx), %ecx
+    jz 4f
+    movq %rax, MARTLET_ACCESS_ADDRESS(%r15)
+    testl %ebx, %ebx
+    jz 7f
+    movq %r13, %rbp
+    movl %ebx, %r13d
+    call martlet_restore_vectors
+    movq %rbp, %r13
+7:  LOAD_REGISTERS
+    jmp 8f
+4:  movq SITE_INSN(%r14), %rcx
+    movzbl MARTLET_INSN_POSITION(%rcx), %ecx
     addq %rcx, MARTLET_COUNT(%r15)
     movq MARTLET_LEAVE_WITH(%r15), %rax
-    addq $16, %rsp
     RETURN_TO_LOOP
-    .size martlet_slow_access, . - martlet_slow_access
+
+// This access only: the host address, or what makes it one.
+5:  testb $2, SITE_FLAGS(%r14)
+    jnz 6f
+    addq %r13, %rcx
+    movq %rcx, MARTLET_ACCESS_ADDRESS(%r15)
+    movq 16(%r15), %rdx
+    movq 8(%r15), %rcx
+    jmp 8f
+8:  movzbl SITE_AFTER(%r14), %eax
+    testb $4, SITE_FLAGS(%r14)
+    jz 9f
+    movq %r13, MARTLET_ACCESS_KIND(%r15)
+    movq MARTLET_ACCESS_ADDRESS(%r15), %r13
+    subq MARTLET_ACCESS_KIND(%r15), %r13
+    jmp 10f
+9:  movq MARTLET_ACCESS_ADDRESS(%r15), %r13
+10: addq SITE_RETRY(%r14), %rax
+    movq %rax, %r14
+    movq 0(%r15), %rax
+    jmp *%r14
+
+// One compare for several accesses does not do: each on its own.
+6:  movq SITE_ALTERNATIVE(%r14), %rax
+    testq %rax, %rax
+    jz 12f
+11: movq 16(%r15), %rdx
+    movq 8(%r15), %rcx
+    movq %rax, %r13
+    testb $8, SITE_FLAGS(%r14)
+    jz 13f
+    LOAD_FLAGS
+13: movq 0(%r15), %rax
+    jmp *%r13
+12: movq 16(%r15), %rdx
+    movq 8(%r15), %rcx
+    SAVE_REGISTERS
+    SAVE_VECTORS
+    movq %r15, %rdi
+    movq SITE_INSN(%r14), %rsi
+    movq %r14, %rdx
+    call *MARTLET_HELPER_ALTERNATIVE(%r15)
+    testq %rax, %rax
+    jz 14f
+    movq %rax, MARTLET_ACCESS_ADDRESS(%r15)
+    LOAD_REGISTERS
+    movq %rcx, 8(%r15)
+    movq %rdx, 16(%r15)
+    movq MARTLET_ACCESS_ADDRESS(%r15), %rax
+    jmp 11b
+// No room for it: the instruction is interpreted, and what follows in its block.
+14: movq SITE_INSN(%r14), %rsi
+    movzbl MARTLET_INSN_POSITION(%rsi), %ecx
+    addq %rcx, MARTLET_COUNT(%r15)
+    movq %r15, %rdi
+    call *MARTLET_INSN_INTERPRETED(%rsi)
+    RETURN_TO_LOOP
+    .size martlet_site_missed, . - martlet_site_missed
 
 // Has the interpreter execute the instruction in r14; goes on behind the call when that is where the guest goes on and
 // no code was dropped meanwhile.
@@ -128,6 +255,7 @@ martlet_call_interpreter:
     SAVE_FLAGS
     SAVE_REGISTERS
     subq $8, %rsp
+    SAVE_VECTORS
     movq %r15, %rdi
     movq %r14, %rsi
     movq %r14, %rbx
@@ -149,12 +277,13 @@ martlet_call_interpreter:
     RETURN_TO_LOOP
     .size martlet_call_interpreter, . - martlet_call_interpreter
 
-// Goes on at the guest address in r13; r14 has the branch, for the helper.
+// Goes on at the guest address in r13; r14 has the branch's target record, which learns the way.
     .type martlet_jump_translated, @function
     .balign 16
 martlet_jump_translated:
     movq %rax, 0(%r15)
     SAVE_FLAGS
+    incq MARTLET_TARGET_MISSES(%r15)
     cmpl $0, MARTLET_ATTENTION(%r15)
     jne 2f
     movq %r13, %rax
@@ -165,30 +294,47 @@ martlet_jump_translated:
     addq %r15, %rax
     cmpq MARTLET_JUMPS(%rax), %r13
     jne 2f
-    movq MARTLET_JUMPS + 8(%rax), %r13
-    cmpq MARTLET_FETCH_KEY(%r15), %r13
+    movq %rcx, 8(%r15)
+    movq MARTLET_JUMPS + 8(%rax), %rcx
+    cmpq MARTLET_FETCH_KEY(%r15), %rcx
     jne 1f
-    movq MARTLET_JUMPS + 24(%rax), %r13
-    movq %r13, MARTLET_PAGE_RIP(%r15)
-    movq MARTLET_JUMPS + 16(%rax), %r14
-    movq MARTLET_INSN_HOST_CODE(%r14), %r13
-    testq %r13, %r13
-    jz 3f
+    movq %rdx, 16(%r15)
+    movq MARTLET_JUMPS + 16(%rax), %rdx
+    movq MARTLET_JUMPS + 24(%rax), %rax
+    movq %rax, MARTLET_PAGE_RIP(%r15)
+    cmpq $0, MARTLET_INSN_HOST_CODE(%rdx)
+    je 3f
+    movq %rax, TARGET_PAGE_RIP(%r14)
+    movq MARTLET_INSN_HOST_CODE(%rdx), %rax
+    movq %rax, TARGET_HOST(%r14)
+    negq %rcx
+    movq %rcx, TARGET_NEGATIVE_KEY(%r14)
+    movq %r13, TARGET_RIP(%r14)
+    negq %r13
+    movq %r13, TARGET_NEGATIVE_RIP(%r14)
+    movq %rax, %r13
     LOAD_FLAGS
+    movq 16(%r15), %rdx
+    movq 8(%r15), %rcx
     movq 0(%r15), %rax
     jmp *%r13
-1:  movq MARTLET_JUMPS(%rax), %r13
+1:  movq 8(%r15), %rcx
 // The loop counts the entry, and the blocks have counted themselves.
 2:  decq MARTLET_COUNT(%r15)
     SAVE_REGISTERS
+    SAVE_VECTORS
     movq %r15, %rdi
-    movq %r14, %rsi
+    movq TARGET_INSN(%r14), %rsi
     movq %r13, %rdx
     call *MARTLET_HELPER_JUMP(%r15)
     RETURN_TO_LOOP
 3:  decq MARTLET_COUNT(%r15)
+    movq %rdx, %r13
+    movq 16(%r15), %rdx
+    movq 8(%r15), %rcx
     SAVE_REGISTERS
-    movq %r14, %rax
+    SAVE_VECTORS
+    movq %r13, %rax
     RETURN_TO_LOOP
     .size martlet_jump_translated, . - martlet_jump_translated
 
@@ -200,6 +346,7 @@ martlet_resolve_translated:
     SAVE_FLAGS
     decq MARTLET_COUNT(%r15)
     SAVE_REGISTERS
+    SAVE_VECTORS
     movq %r15, %rdi
     movq %r14, %rsi
     movq %r13, %rdx
@@ -207,21 +354,164 @@ martlet_resolve_translated:
     RETURN_TO_LOOP
     .size martlet_resolve_translated, . - martlet_resolve_translated
 
+// A return to the address that stands for "none": as if by the interpreter.
+    .type martlet_lost_return, @function
+    .balign 16
+martlet_lost_return:
+    movq %rax, 0(%r15)
+    SAVE_FLAGS
+    SAVE_REGISTERS
+    SAVE_VECTORS
+    movq %r13, MARTLET_RIP(%r15)
+    xorl %eax, %eax
+    RETURN_TO_LOOP
+    .size martlet_lost_return, . - martlet_lost_return
+
+// The guest's vector registers to the state and MXCSR back to the host's. Changes RCX.
+    .type martlet_save_vectors, @function
+    .balign 16
+martlet_save_vectors:
+    movl MARTLET_VECTOR_LEVEL(%r15), %ecx
+    movl $0, MARTLET_VECTOR_LEVEL(%r15)
+    stmxcsr MARTLET_MXCSR(%r15)
+    ldmxcsr MARTLET_HOST_MXCSR(%r15)
+    testl $4, %ecx
+    jnz 3f
+    testl $2, %ecx
+    jnz 2f
+    .irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15
+    movaps %xmm\n, MARTLET_ZMM + \n * 64(%r15)
+    .endr
+    ret
+2:  .irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15
+    vmovaps %ymm\n, MARTLET_ZMM + \n * 64(%r15)
+    .endr
+    vzeroupper
+    ret
+3:  .irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
+    vmovaps %zmm\n, MARTLET_ZMM + \n * 64(%r15)
+    .endr
+    .irp n, 0,1,2,3,4,5,6,7
+    kmovq %k\n, MARTLET_OPMASK + \n * 8(%r15)
+    .endr
+    vzeroupper
+    ret
+    .size martlet_save_vectors, . - martlet_save_vectors
+
+// The guest's vector registers from the state, as far as the level in r13 says, and MXCSR.
+    .type martlet_restore_vectors, @function
+    .balign 16
+martlet_restore_vectors:
+    movl %r13d, MARTLET_VECTOR_LEVEL(%r15)
+    ldmxcsr MARTLET_MXCSR(%r15)
+    testl $4, %r13d
+    jnz 6f
+    testl $2, %r13d
+    jnz 5f
+    .irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15
+    movaps MARTLET_ZMM + \n * 64(%r15), %xmm\n
+    .endr
+    ret
+5:  .irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15
+    vmovaps MARTLET_ZMM + \n * 64(%r15), %ymm\n
+    .endr
+    ret
+6:  .irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
+    vmovaps MARTLET_ZMM + \n * 64(%r15), %zmm\n
+    .endr
+    .irp n, 0,1,2,3,4,5,6,7
+    kmovq MARTLET_OPMASK + \n * 8(%r15), %k\n
+    .endr
+    ret
+    .size martlet_restore_vectors, . - martlet_restore_vectors
+
+// Makes the vector registers the guest's, as far as the level in r13 says, for the instruction in r14. Where the guest
+// may not use them now, or has unmasked an exception that the host would take, the interpreter executes the
+// instruction and translated code is left. The flags are lost.
+    .type martlet_load_vectors, @function
+    .balign 16
+martlet_load_vectors:
+    movq %rcx, 8(%r15)
+    testb $0x0C, MARTLET_CR0(%r15)      // EM, TS
+    jnz 9f
+    testb $2, MARTLET_CR4 + 1(%r15)     // OSFXSR
+    jz 9f
+    movl MARTLET_MXCSR(%r15), %ecx
+    notl %ecx
+    testl $0x1F80, %ecx
+    jnz 8f
+1:  testl $6, %r13d
+    jz 2f
+    testb $4, MARTLET_CR4 + 2(%r15)     // OSXSAVE
+    jz 9f
+    movl MARTLET_XCR0(%r15), %ecx
+    notl %ecx
+    testl $6, %ecx
+    jnz 9f
+    testl $4, %r13d
+    jz 2f
+    testl $0xE0, %ecx
+    jnz 9f
+2:  movl MARTLET_VECTOR_LEVEL(%r15), %ecx
+    testl %ecx, %ecx
+    jz 3f
+    // A wider view of registers that are partly here: by way of the state.
+    call martlet_save_vectors
+3:  call martlet_restore_vectors
+    movq 8(%r15), %rcx
+    ret
+// While the registers are here, MXCSR is too, and has been looked at.
+8:  cmpl $0, MARTLET_VECTOR_LEVEL(%r15)
+    jne 1b
+9:  movq 8(%r15), %rcx
+    movq %rax, 0(%r15)
+    SAVE_REGISTERS
+    addq $8, %rsp
+    SAVE_VECTORS
+    movzbl MARTLET_INSN_POSITION(%r14), %ecx
+    addq %rcx, MARTLET_COUNT(%r15)
+    movq %r15, %rdi
+    movq %r14, %rsi
+    call *MARTLET_INSN_INTERPRETED(%r14)
+    RETURN_TO_LOOP
+    .size martlet_load_vectors, . - martlet_load_vectors
+
+// void martlet_serialize(void): IRET to the caller.
+    .globl martlet_serialize
+    .type martlet_serialize, @function
+    .balign 16
+martlet_serialize:
+    movq %rsp, %rdx
+    movl %ss, %eax
+    pushq %rax
+    pushq %rdx
+    pushfq
+    movl %cs, %eax
+    pushq %rax
+    leaq 1f(%rip), %rax
+    pushq %rax
+    iretq
+1:  ret
+    .size martlet_serialize, . - martlet_serialize
+
 // void martlet_install_exits(martlet_cpu *cpu)
     .globl martlet_install_exits
     .type martlet_install_exits, @function
     .balign 16
 martlet_install_exits:
-    leaq martlet_leave_translated(%rip), %rax
-    movq %rax, MARTLET_LEAVE(%rdi)
     leaq martlet_jump_translated(%rip), %rax
     movq %rax, MARTLET_JUMP(%rdi)
-    leaq martlet_slow_access(%rip), %rax
-    movq %rax, MARTLET_SLOW_ACCESS(%rdi)
+    leaq martlet_site_missed(%rip), %rax
+    movq %rax, MARTLET_SITE_MISS(%rdi)
     leaq martlet_call_interpreter(%rip), %rax
     movq %rax, MARTLET_CALL_INTERPRETER(%rdi)
     leaq martlet_resolve_translated(%rip), %rax
     movq %rax, MARTLET_RESOLVE(%rdi)
+    leaq martlet_lost_return(%rip), %rax
+    movq %rax, MARTLET_LOST_RETURN(%rdi)
+    leaq martlet_load_vectors(%rip), %rax
+    movq %rax, MARTLET_LOAD_VECTORS(%rdi)
+    stmxcsr MARTLET_HOST_MXCSR(%rdi)
     ret
     .size martlet_install_exits, . - martlet_install_exits
 

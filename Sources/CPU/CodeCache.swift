@@ -4,13 +4,13 @@ internal import Glibc
 /// Decoded instructions: blocks of straight-line code, found by guest-physical address and code size, listed by page so
 /// that a store can drop them. Bounded: when the arena is full everything is dropped.
 final class CodeCache {
-    /// 88 bytes each: 13 MiB.
+    /// 80 bytes each: 12 MiB.
     static let instructionCapacity = 160_000
     static let blockCapacity = 32_768
     private static let hashSize = 32_768
 
     struct Block {
-        /// Guest-physical address of the first instruction << 2 | code size; all ones when dropped.
+        /// Guest-physical address of the first instruction << 3 | privilege << 2 | code size; all ones when dropped.
         var key: UInt64
         var first: UInt32
         var count: UInt32
@@ -43,7 +43,9 @@ final class CodeCache {
         munmap(hash, Self.hashSize * MemoryLayout<UInt32>.stride)
     }
 
-    static func key(_ guestPhysical: UInt64, mode: UInt8) -> UInt64 { guestPhysical << 2 | UInt64(mode) }
+    static func key(_ guestPhysical: UInt64, mode: UInt8, isUser: Bool) -> UInt64 {
+        guestPhysical << 3 | (isUser ? 4 : 0) | UInt64(mode)
+    }
 
     private func bucket(_ key: UInt64) -> Int {
         Int(truncatingIfNeeded: (key ^ (key >> 15)) & UInt64(Self.hashSize - 1))

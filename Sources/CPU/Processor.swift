@@ -28,6 +28,7 @@ public enum Execution: Sendable, Equatable {
 /// One software vCPU: architectural state, decoded code and the interpreter's loop. Owned by one thread at a time.
 public final class Processor {
     public let state: State
+    private let siteLists: UnsafeMutablePointer<UnsafeMutableRawPointer?>
     let cache = CodeCache()
     let tables = OpcodeTables.shared
     let stubs: StubCache
@@ -56,6 +57,9 @@ public final class Processor {
         scratch = .allocate(capacity: 2)
         scratch.initialize(repeating: martlet_insn(), count: 2)
         stubs = StubCache()
+        siteLists = Self.allocateSiteLists()
+        state.pointee.local_sites = siteLists
+        state.pointee.global_sites = siteLists + CodeArena.recordCapacity
         state.pointee.owner = Unmanaged.passUnretained(self).toOpaque()
         state.pointee.apic_base = 0xFEE0_0900
         state.pointee.physical_address_mask = 0xFF_FFFF_FFFF
@@ -68,7 +72,17 @@ public final class Processor {
     deinit {
         releasePageCode()
         scratch.deallocate()
+        munmap(siteLists, 2 * CodeArena.recordCapacity * MemoryLayout<UnsafeMutableRawPointer?>.stride)
         munmap(state, MemoryLayout<martlet_cpu>.stride)
+    }
+
+    /// Two lists that each have room for every site; touched as far as they are used.
+    private static func allocateSiteLists() -> UnsafeMutablePointer<UnsafeMutableRawPointer?> {
+        let count = 2 * CodeArena.recordCapacity
+        let size = count * MemoryLayout<UnsafeMutableRawPointer?>.stride
+        let memory = mmap(nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        precondition(memory != MAP_FAILED, "no address space for the lists of sites")
+        return memory!.bindMemory(to: UnsafeMutableRawPointer?.self, capacity: count)
     }
 
     private func releasePageCode() {
@@ -134,6 +148,8 @@ public final class Processor {
     /// Drops the decoded code of a page that is being written.
     @inline(never) func invalidateCode(page: Int) {
         state.pointee.invalidated_pages &+= 1
+        // Indirect branches and returns may lead there.
+        bumpAllGenerations(state)
         cache.drop(
             page: state.pointee.page_code! + page,
             stale: unsafeBitCast(staleHandler, to: UnsafeMutableRawPointer.self))
@@ -144,6 +160,7 @@ public final class Processor {
         state.pointee.invalidated_pages &+= 1
         cache.reset()
         stubs.reset()
+        forgetSites(state, keepGlobal: false)
         arena.reset()
         arenaIsFull = false
         // Fresh zero pages; the granules of every page are forgotten with them.
@@ -164,7 +181,7 @@ public final class Processor {
             raise(s, .invalidOpcode)
             return nil
         }
-        let key = CodeCache.key(page.pointee.guest_physical | UInt64(offset), mode: s.pointee.mode)
+        let key = codeKey(page.pointee.guest_physical | UInt64(offset))
         if let found = cache.find(key) {
             remember(rip, found)
             return found
@@ -174,6 +191,21 @@ public final class Processor {
         }
         if decoded != scratch { remember(rip, decoded) }
         return decoded
+    }
+
+    /// Code is found by guest-physical address, code size and privilege.
+    private func codeKey(_ guestPhysical: UInt64) -> UInt64 {
+        CodeCache.key(guestPhysical, mode: state.pointee.mode, isUser: state.pointee.cpl == 3)
+    }
+
+    /// The decoded block at an offset of the page that rip is on, if there is one.
+    func decodedBlock(atPageOffset offset: Int) -> Insn? {
+        let address = state.register(Int(MARTLET_PAGE_RIP_REGISTER))
+        let index = Int(truncatingIfNeeded: (address >> 12) & UInt64(MARTLET_FETCH_ENTRIES - 1))
+        let space = state.pointee.space.unsafelyUnwrapped
+        let page = martlet_fetch_table(space, state.pointee.cpl == 3 ? 1 : 0) + index
+        guard page.pointee.tag == address else { return nil }
+        return cache.find(codeKey(page.pointee.guest_physical | UInt64(offset)))
     }
 
     private func remember(_ rip: UInt64, _ target: Insn) {
@@ -215,13 +247,11 @@ public final class Processor {
         }
         s.pointee.decoded_instructions &+= UInt64(count)
         watchForTranslation(place, count)
-        if !ended {
-            place[count] = martlet_insn()
-            place[count].page_offset = UInt16(position)
-            place[count].handler = unsafeBitCast(endOfBlockHandler, to: UnsafeMutableRawPointer.self)
-            place[count].interpreted = place[count].handler
-            count += 1
-        }
+        place[count] = martlet_insn()
+        place[count].page_offset = UInt16(position)
+        place[count].handler = endOfBlock
+        place[count].interpreted = endOfBlock
+        count += 1
         registerCode(page: page, from: Int(offset), to: min(position, Int(pageSize)), key: key, count: count)
         return place
     }
@@ -239,7 +269,6 @@ public final class Processor {
     private func bindDecoded(_ i: Insn, _ result: DecodeResult) -> Bool {
         defer { i.pointee.interpreted = i.pointee.handler }
         i.pointee.host_code = nil
-        i.pointee.chain = nil
         switch result {
         case .done:
             foldRIP(i)
@@ -296,8 +325,8 @@ public final class Processor {
         scratch.pointee.flags |= InsnFlag.uncached
         scratch[1] = martlet_insn()
         scratch[1].page_offset = offset &+ UInt16(scratch.pointee.length)
-        scratch[1].handler = unsafeBitCast(endOfBlockHandler, to: UnsafeMutableRawPointer.self)
-        scratch[1].interpreted = scratch[1].handler
+        scratch[1].handler = endOfBlock
+        scratch[1].interpreted = endOfBlock
         s.pointee.decoded_instructions &+= 1
         return scratch
     }
@@ -354,6 +383,9 @@ let endOfBlockHandler: Handler = { s, i in
     s.pointee.instruction_count &-= 1
     return nextBlock(s)
 }
+
+/// `endOfBlockHandler`, as an instruction carries it.
+var endOfBlock: UnsafeMutableRawPointer { unsafeBitCast(endOfBlockHandler, to: UnsafeMutableRawPointer.self) }
 
 /// What an instruction becomes when its page was written: goes to what is there now.
 let staleHandler: Handler = { s, i in

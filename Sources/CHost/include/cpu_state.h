@@ -15,6 +15,8 @@ enum {
     MARTLET_TLB_ENTRIES = 4096,
     MARTLET_JUMP_ENTRIES = 4096,
     MARTLET_FETCH_ENTRIES = 256,
+    MARTLET_SITE_PAGE_WORDS = 64,
+    MARTLET_RETURN_ENTRIES = 16, // the stack pointer is a byte that wraps
     MARTLET_TLB_TABLES = 3,
     MARTLET_TLB_USER = 0,
     MARTLET_TLB_SUPERVISOR = 1,           // keeps off user pages (SMAP)
@@ -49,8 +51,13 @@ typedef struct martlet_tlb_entry {
     uint64_t read_tag;
     uint64_t write_tag;
     uint64_t host; // of the page's first byte
-    uint64_t is_global;
+    uint64_t flags; // MARTLET_TLB_*
 } martlet_tlb_entry;
+
+enum {
+    MARTLET_TLB_GLOBAL = 1,
+    MARTLET_TLB_NOT_IN_SITES = 2, // a user page that supervisor mode may touch only while RFLAGS.AC is set
+};
 
 // Where the instructions at a guest-virtual page come from. `tag` is the page's address, or all ones. User mode and
 // supervisor mode have a table each.
@@ -95,6 +102,45 @@ typedef struct martlet_address_space {
 
 struct martlet_insn;
 
+// A data access in translated code and the page that it last used: one compare, off the address path. The tag of an
+// unused site is an address that no access can be expected to have (`no_page`).
+typedef struct martlet_site {
+    uint64_t tag;
+    uint64_t addend; // host address - guest address
+    void *_Nullable retry; // where the compare starts
+    struct martlet_insn *_Nullable insn;
+    uint8_t after;   // distance from `retry` to behind the compare
+    uint8_t kind;    // 1 read, 2 write, 3 both
+    uint8_t size;
+    uint8_t flags;   // MARTLET_SITE_*
+    uint32_t limit;  // page size - size of what is accessed
+    void *_Nullable alternative; // of a site for several accesses: the same code with a compare for each
+} martlet_site;
+
+enum {
+    MARTLET_SITE_LOCAL = 1,   // in the state's list of sites whose page is not global
+    MARTLET_SITE_GLOBAL = 16, // in the other list
+    MARTLET_SITE_GROUP = 2,
+    MARTLET_SITE_ADDEND = 4,  // the access adds the addend itself; else it uses a host address
+    MARTLET_SITE_FLAGS = 8,   // the guest's status flags wait in `status`
+};
+
+// Where a translated indirect (or page-crossing) branch last went, and under which fetch generation.
+typedef struct martlet_target {
+    uint64_t negative_rip;
+    uint64_t negative_key;
+    void *_Nullable host;
+    uint64_t page_rip;
+    uint64_t rip;
+    struct martlet_insn *_Nullable insn;
+} martlet_target;
+
+// A call that translated code expects to return: the complement of the return address, and the code there.
+typedef struct martlet_return {
+    uint64_t not_rip;
+    void *_Nullable host;
+} martlet_return;
+
 typedef struct martlet_jump_entry {
     uint64_t rip;
     uint64_t key;
@@ -132,7 +178,6 @@ typedef struct martlet_insn {
     int32_t countdown; // block entries until the translator takes the block
     void *_Nullable interpreted; // the interpreter's handler, whatever `handler` is
     void *_Nullable host_code;   // translated code that starts here
-    void *_Nullable chain;       // where a translated direct branch goes on
 } martlet_insn;
 
 // Memory slots as the engine sees them: guest-physical to host (KVM_SET_USER_MEMORY_REGION).
@@ -289,19 +334,39 @@ typedef struct martlet_cpu {
     void *_Nullable owner;            // the Processor, for cold paths
 
     // Translated code leaves through these (CHost/translated.S, CPU/Translator).
-    void *_Nullable leave;            // back to the inner loop with the next instruction in r13
-    void *_Nullable jump;             // to the guest address in r13, for the branch in r14
-    void *_Nullable slow_access;      // guest address in r13, instruction in r14, kind and size in access_kind
+    void *_Nullable jump;             // to the guest address in r13, by the target in r14
+    void *_Nullable site_miss;        // guest address in r13, site in r14
     void *_Nullable call_interpreter; // the instruction in r14
     void *_Nullable resolve;          // the direct branch in r14, target in r13
+    void *_Nullable lost_return;      // what an unused entry of the return stacks leads to
+    void *_Nullable load_vectors;     // the instruction in r14, the level in r13
     void *_Nullable helper_access;
     void *_Nullable helper_jump;
     void *_Nullable helper_resolve;
+    void *_Nullable helper_alternative;
     struct martlet_insn *_Nullable leave_with;
+    uint64_t access_address;
     uint64_t access_kind;             // kind << 8 | size
     uint64_t generation_count;        // the last generation given to anything
     uint64_t shared_generation;       // of supervisor code in global pages, in whatever address space
     martlet_address_space *_Nullable space; // the current one
+    void *_Nullable patch_place;      // the distance of the branch that `resolve` is for
+    uint64_t no_page;
+    void *_Nullable *_Nullable local_sites;  // sites in use whose page is not global
+    void *_Nullable *_Nullable global_sites;
+    uint32_t local_site_count;
+    uint32_t global_site_count;
+    uint32_t user_return_top;         // byte offset of the newest entry
+    uint32_t supervisor_return_top;
+    martlet_return user_returns[MARTLET_RETURN_ENTRIES];
+    martlet_return supervisor_returns[MARTLET_RETURN_ENTRIES];
+    uint64_t user_returns_key;        // the fetch key that the return stacks hold for
+    uint64_t supervisor_returns_key;
+    // For each hash of a page: whether a site may have it. First of the local sites, then of the global ones.
+    uint64_t site_pages[2][MARTLET_SITE_PAGE_WORDS];
+    uint32_t host_mxcsr;
+    uint32_t counts_instructions;     // 1: translated code keeps `instruction_count` exact
+    uint64_t translated_blocks, translated_instructions, site_misses, target_misses;
     uint64_t branch_target;           // an indirect call's target while its return address is pushed
 
 
@@ -340,6 +405,12 @@ static inline void martlet_end_step(martlet_cpu *_Nonnull cpu) {
 // The futex word for a sleeping vCPU.
 static inline __attribute__((always_inline)) uint32_t *_Nonnull martlet_attention_word(martlet_cpu *_Nonnull cpu) { return &cpu->attention; }
 
+static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_site_pages(martlet_cpu *_Nonnull cpu, uint32_t global) {
+    return cpu->site_pages[global];
+}
+static inline __attribute__((always_inline)) martlet_return *_Nonnull martlet_return_stack(martlet_cpu *_Nonnull cpu, uint32_t user) {
+    return user ? cpu->user_returns : cpu->supervisor_returns;
+}
 static inline __attribute__((always_inline)) martlet_segment *_Nonnull martlet_segments(martlet_cpu *_Nonnull cpu) { return cpu->segments; }
 static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_segment_bases(martlet_cpu *_Nonnull cpu) { return cpu->segment_base; }
 static inline __attribute__((always_inline)) uint16_t *_Nonnull martlet_status(martlet_cpu *_Nonnull cpu) { return &cpu->status; }

@@ -18,24 +18,63 @@
 #define MARTLET_FX 2624
 #define MARTLET_MXCSR 2648
 #define MARTLET_INVALIDATED 19800
-#define MARTLET_LEAVE 19840
-#define MARTLET_JUMP 19848
-#define MARTLET_SLOW_ACCESS 19856
-#define MARTLET_CALL_INTERPRETER 19864
-#define MARTLET_RESOLVE 19872
-#define MARTLET_HELPER_ACCESS 19880
-#define MARTLET_HELPER_JUMP 19888
-#define MARTLET_HELPER_RESOLVE 19896
-#define MARTLET_LEAVE_WITH 19904
-#define MARTLET_ACCESS_KIND 19912
-#define MARTLET_BRANCH_TARGET 19944
-#define MARTLET_JUMPS 19952
+#define MARTLET_JUMP 19840
+#define MARTLET_SITE_MISS 19848
+#define MARTLET_CALL_INTERPRETER 19856
+#define MARTLET_RESOLVE 19864
+#define MARTLET_LOST_RETURN 19872
+#define MARTLET_LOAD_VECTORS 19880
+#define MARTLET_HELPER_ACCESS 19888
+#define MARTLET_HELPER_JUMP 19896
+#define MARTLET_HELPER_RESOLVE 19904
+#define MARTLET_HELPER_ALTERNATIVE 19912
+#define MARTLET_LEAVE_WITH 19920
+#define MARTLET_ACCESS_ADDRESS 19928
+#define MARTLET_ACCESS_KIND 19936
+#define MARTLET_PATCH_PLACE 19968
+#define MARTLET_LOCAL_SITES 19984
+#define MARTLET_GLOBAL_SITES 19992
+#define MARTLET_LOCAL_SITE_COUNT 20000
+#define MARTLET_GLOBAL_SITE_COUNT 20004
+#define MARTLET_USER_RETURN_TOP 20008
+#define MARTLET_SUPERVISOR_RETURN_TOP 20012
+#define MARTLET_USER_RETURNS 20016
+#define MARTLET_SUPERVISOR_RETURNS 20272
+#define MARTLET_SITE_PAGES 20544
+#define MARTLET_HOST_MXCSR 21568
+#define MARTLET_SITE_MISSES 21592
+#define MARTLET_TARGET_MISSES 21600
+#define MARTLET_COUNTS 21572
+#define MARTLET_CR0 3320
+#define MARTLET_CR4 3344
+#define MARTLET_BRANCH_TARGET 21608
+#define MARTLET_JUMPS 21616
 
-#define MARTLET_INSN_SIZE 88
+#define MARTLET_INSN_SIZE 80
 #define MARTLET_INSN_POSITION 56
 #define MARTLET_INSN_INTERPRETED 64
 #define MARTLET_INSN_HOST_CODE 72
-#define MARTLET_INSN_CHAIN 80
+
+// struct martlet_site
+#define SITE_TAG 0
+#define SITE_ADDEND 8
+#define SITE_RETRY 16
+#define SITE_INSN 24
+#define SITE_AFTER 32
+#define SITE_KIND 33
+#define SITE_SIZE 34
+#define SITE_FLAGS 35
+#define SITE_LIMIT 36
+#define SITE_ALTERNATIVE 40
+#define SITE_RECORD 48
+
+// struct martlet_target
+#define TARGET_NEGATIVE_RIP 0
+#define TARGET_NEGATIVE_KEY 8
+#define TARGET_HOST 16
+#define TARGET_PAGE_RIP 24
+#define TARGET_RIP 32
+#define TARGET_INSN 40
 
 #ifndef __ASSEMBLER__
 #include "cpu_state.h"
@@ -56,26 +95,65 @@ _Static_assert(offsetof(martlet_cpu, vector_units) == MARTLET_VECTOR_UNITS, "off
 _Static_assert(offsetof(martlet_cpu, fx) == MARTLET_FX, "offset");
 _Static_assert(offsetof(martlet_cpu, fx[24]) == MARTLET_MXCSR, "offset");
 _Static_assert(offsetof(martlet_cpu, invalidated_pages) == MARTLET_INVALIDATED, "offset");
-_Static_assert(offsetof(martlet_cpu, leave) == MARTLET_LEAVE, "offset");
 _Static_assert(offsetof(martlet_cpu, jump) == MARTLET_JUMP, "offset");
-_Static_assert(offsetof(martlet_cpu, slow_access) == MARTLET_SLOW_ACCESS, "offset");
+_Static_assert(offsetof(martlet_cpu, site_miss) == MARTLET_SITE_MISS, "offset");
 _Static_assert(offsetof(martlet_cpu, call_interpreter) == MARTLET_CALL_INTERPRETER, "offset");
 _Static_assert(offsetof(martlet_cpu, resolve) == MARTLET_RESOLVE, "offset");
+_Static_assert(offsetof(martlet_cpu, lost_return) == MARTLET_LOST_RETURN, "offset");
+_Static_assert(offsetof(martlet_cpu, load_vectors) == MARTLET_LOAD_VECTORS, "offset");
 _Static_assert(offsetof(martlet_cpu, helper_access) == MARTLET_HELPER_ACCESS, "offset");
 _Static_assert(offsetof(martlet_cpu, helper_jump) == MARTLET_HELPER_JUMP, "offset");
 _Static_assert(offsetof(martlet_cpu, helper_resolve) == MARTLET_HELPER_RESOLVE, "offset");
+_Static_assert(offsetof(martlet_cpu, helper_alternative) == MARTLET_HELPER_ALTERNATIVE, "offset");
 _Static_assert(offsetof(martlet_cpu, leave_with) == MARTLET_LEAVE_WITH, "offset");
+_Static_assert(offsetof(martlet_cpu, access_address) == MARTLET_ACCESS_ADDRESS, "offset");
 _Static_assert(offsetof(martlet_cpu, access_kind) == MARTLET_ACCESS_KIND, "offset");
+_Static_assert(offsetof(martlet_cpu, patch_place) == MARTLET_PATCH_PLACE, "offset");
+_Static_assert(offsetof(martlet_cpu, local_sites) == MARTLET_LOCAL_SITES, "offset");
+_Static_assert(offsetof(martlet_cpu, global_sites) == MARTLET_GLOBAL_SITES, "offset");
+_Static_assert(offsetof(martlet_cpu, local_site_count) == MARTLET_LOCAL_SITE_COUNT, "offset");
+_Static_assert(offsetof(martlet_cpu, global_site_count) == MARTLET_GLOBAL_SITE_COUNT, "offset");
+_Static_assert(offsetof(martlet_cpu, user_return_top) == MARTLET_USER_RETURN_TOP, "offset");
+_Static_assert(offsetof(martlet_cpu, supervisor_return_top) == MARTLET_SUPERVISOR_RETURN_TOP, "offset");
+_Static_assert(offsetof(martlet_cpu, user_returns) == MARTLET_USER_RETURNS, "offset");
+_Static_assert(offsetof(martlet_cpu, supervisor_returns) == MARTLET_SUPERVISOR_RETURNS, "offset");
+_Static_assert(offsetof(martlet_cpu, site_pages) == MARTLET_SITE_PAGES, "offset");
+_Static_assert(offsetof(martlet_cpu, host_mxcsr) == MARTLET_HOST_MXCSR, "offset");
+_Static_assert(offsetof(martlet_cpu, site_misses) == MARTLET_SITE_MISSES, "offset");
+_Static_assert(offsetof(martlet_cpu, target_misses) == MARTLET_TARGET_MISSES, "offset");
+_Static_assert(offsetof(martlet_cpu, counts_instructions) == MARTLET_COUNTS, "offset");
+_Static_assert(offsetof(martlet_cpu, cr0) == MARTLET_CR0, "offset");
+_Static_assert(offsetof(martlet_cpu, cr4) == MARTLET_CR4, "offset");
 _Static_assert(offsetof(martlet_cpu, jumps) == MARTLET_JUMPS, "offset");
 _Static_assert(offsetof(martlet_cpu, branch_target) == MARTLET_BRANCH_TARGET, "offset");
 _Static_assert(sizeof(martlet_insn) == MARTLET_INSN_SIZE, "size");
 _Static_assert(offsetof(martlet_insn, position) == MARTLET_INSN_POSITION, "offset");
 _Static_assert(offsetof(martlet_insn, interpreted) == MARTLET_INSN_INTERPRETED, "offset");
 _Static_assert(offsetof(martlet_insn, host_code) == MARTLET_INSN_HOST_CODE, "offset");
-_Static_assert(offsetof(martlet_insn, chain) == MARTLET_INSN_CHAIN, "offset");
+
+_Static_assert(offsetof(martlet_site, tag) == SITE_TAG, "offset");
+_Static_assert(offsetof(martlet_site, addend) == SITE_ADDEND, "offset");
+_Static_assert(offsetof(martlet_site, retry) == SITE_RETRY, "offset");
+_Static_assert(offsetof(martlet_site, insn) == SITE_INSN, "offset");
+_Static_assert(offsetof(martlet_site, after) == SITE_AFTER, "offset");
+_Static_assert(offsetof(martlet_site, kind) == SITE_KIND, "offset");
+_Static_assert(offsetof(martlet_site, size) == SITE_SIZE, "offset");
+_Static_assert(offsetof(martlet_site, flags) == SITE_FLAGS, "offset");
+_Static_assert(offsetof(martlet_site, limit) == SITE_LIMIT, "offset");
+_Static_assert(offsetof(martlet_site, alternative) == SITE_ALTERNATIVE, "offset");
+_Static_assert(sizeof(martlet_site) == SITE_RECORD && sizeof(martlet_target) == SITE_RECORD, "size");
+_Static_assert(offsetof(martlet_target, negative_rip) == TARGET_NEGATIVE_RIP, "offset");
+_Static_assert(offsetof(martlet_target, negative_key) == TARGET_NEGATIVE_KEY, "offset");
+_Static_assert(offsetof(martlet_target, host) == TARGET_HOST, "offset");
+_Static_assert(offsetof(martlet_target, page_rip) == TARGET_PAGE_RIP, "offset");
+_Static_assert(offsetof(martlet_target, rip) == TARGET_RIP, "offset");
+_Static_assert(offsetof(martlet_target, insn) == TARGET_INSN, "offset");
 
 // Runs the translated code of `insn`; a handler like any other.
 struct martlet_insn *_Nullable martlet_enter_translated(martlet_cpu *_Nonnull cpu, martlet_insn *_Nonnull insn);
 void martlet_install_exits(martlet_cpu *_Nonnull cpu);
+// A serializing instruction, as needed between changing code through one mapping and running it through another
+// (SDM vol. 3A §9.3). Not CPUID, which leaves to the hypervisor in a virtual machine.
+void martlet_serialize(void);
 #endif
 #endif

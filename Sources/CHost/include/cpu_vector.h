@@ -32,6 +32,9 @@ typedef struct martlet_fx_image {
 } martlet_fx_image;
 /// Maps `size` bytes twice, for writing and for executing; no address is ever both. 0, or -errno.
 long martlet_map_code(size_t size, void *_Nullable *_Nonnull writable, void *_Nullable *_Nonnull executable);
+/// The same with `data_size` bytes of zeros, never executable, right behind the executable mapping.
+long martlet_map_code_and_data(size_t code_size, size_t data_size, void *_Nullable *_Nonnull writable,
+                               void *_Nullable *_Nonnull executable, void *_Nullable *_Nonnull near_data);
 void martlet_unmap_code(size_t size, void *_Nonnull writable, void *_Nonnull executable);
 
 #endif

@@ -63,7 +63,7 @@ extension UnsafeMutablePointer<martlet_line_set> {
 @inline(__always) private func clearLine(_ line: UnsafeMutablePointer<martlet_tlb_entry>, _ index: Int) {
     line.pointee.read_tag = impossibleTag(index)
     line.pointee.write_tag = impossibleTag(index)
-    line.pointee.is_global = 0
+    line.pointee.flags = 0
 }
 
 /// Notes a filled line, for the flushes that have to find it.
@@ -136,6 +136,7 @@ func updateFetchKey(_ s: State) {
     var generation = isUser ? space.pointee.user_generation : space.pointee.supervisor_generation
     if generation == 0 { generation = s.pointee.shared_generation }
     s.pointee.fetch_key = generation << 8 | UInt64(s.pointee.mode) | (isUser ? 4 : 0)
+    forgetOldReturns(s, isUser: isUser)
 }
 
 /// Makes the jump entries and cross-page links of the current address space stale.
@@ -143,6 +144,16 @@ func bumpGeneration(_ s: State) {
     let space = s.pointee.space.unsafelyUnwrapped
     space.pointee.user_generation = nextGeneration(s)
     bumpSupervisorGeneration(s, space)
+    updateFetchKey(s)
+}
+
+/// Makes the jump entries and links of every address space stale: code is gone.
+func bumpAllGenerations(_ s: State) {
+    forEachSpace(s) {
+        $0.pointee.user_generation = nextGeneration(s)
+        if $0.pointee.supervisor_generation != 0 { $0.pointee.supervisor_generation = nextGeneration(s) }
+    }
+    s.pointee.shared_generation = nextGeneration(s)
     updateFetchKey(s)
 }
 
@@ -222,11 +233,14 @@ private func takeSpace(_ s: State, _ space: Space, pcid: UInt32) {
 }
 
 private func flush(_ s: State, _ space: Space, keepGlobal: Bool) {
+    if space == s.pointee.space { forgetSites(s, keepGlobal: keepGlobal) }
     for table in 0..<TLBTable.count {
         let lines = martlet_tlb_table(space, UInt32(table))
         let local = martlet_lines(space, UInt32(table), 0)
         local.forEach { index in
-            if !keepGlobal || (lines + index).pointee.is_global == 0 { clearLine(lines + index, index) }
+            if !keepGlobal || (lines + index).pointee.flags & UInt64(MARTLET_TLB_GLOBAL) == 0 {
+                clearLine(lines + index, index)
+            }
         }
         local.removeAll()
         if keepGlobal { continue }
@@ -325,6 +339,7 @@ private func flushPage(_ s: State, _ space: Space, _ address: UInt64) {
         let line = martlet_tlb_table(space, UInt32(table)) + index
         if line.pointee.read_tag == page || line.pointee.write_tag == page { clearLine(line, index) }
     }
+    forgetSites(s, page: page)
     forgetFetches(s, space, page)
 }
 
@@ -345,6 +360,7 @@ private func flushPage(_ s: State, _ space: Space, _ address: UInt64) {
         martlet_lines(space, UInt32(table), 0).forEach(words: words, clear)
         martlet_lines(space, UInt32(table), 1).forEach(words: words, clear)
     }
+    forgetSites(s, keepGlobal: false)
     flushFetches(space, isUser: true, keepGlobal: false)
     flushFetches(space, isUser: false, keepGlobal: false)
     space.pointee.user_generation = nextGeneration(s)
@@ -356,6 +372,7 @@ func protectCodePage(_ s: State, _ code: UnsafeMutablePointer<martlet_page_code>
     // Most code was never written through a line that is still there.
     guard code.pointee.writable_epoch == s.pointee.tlb_epoch else { return }
     code.pointee.writable_epoch = 0
+    forgetSites(s, keepGlobal: false)
     forEachSpace(s) { space in
         for table in 0..<TLBTable.count {
             let lines = martlet_tlb_table(space, UInt32(table))
@@ -385,6 +402,7 @@ func selectSpace(_ s: State, flushes: Bool) {
     } else {
         s.pointee.space_switches &+= 1
     }
+    if s.pointee.space != space { forgetSites(s, keepGlobal: true) }
     s.pointee.space_clock &+= 1
     space.pointee.last_used = s.pointee.space_clock
     s.pointee.space = space

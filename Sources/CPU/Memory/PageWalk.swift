@@ -313,7 +313,10 @@ private func fillLine(
     line.pointee.read_tag = page
     line.pointee.write_tag = mayWrite ? page : impossibleTag(index)
     line.pointee.host = UInt64(UInt(bitPattern: host)) &- (address & pageMask)
-    line.pointee.is_global = translation.isGlobal ? 1 : 0
+    let isRestricted = translation.isUser && table != TLBTable.user && s.pointee.cr4 & Control.smap != 0
+    line.pointee.flags =
+        (translation.isGlobal ? UInt64(MARTLET_TLB_GLOBAL) : 0)
+        | (isRestricted ? UInt64(MARTLET_TLB_NOT_IN_SITES) : 0)
     noteFilled(s, space, table: table, address, translation)
 }
 

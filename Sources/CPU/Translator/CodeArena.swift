@@ -1,47 +1,78 @@
 internal import CHost
 internal import Glibc
 
-/// Memory for translated code: one memfd, mapped once for writing and once for executing (W^X). Bounded; filled from
-/// the start, emptied as a whole.
+/// Memory for translated code: one memfd, mapped once for writing and once for executing (W^X), and behind the
+/// executable mapping the records of its data accesses and indirect branches, within reach of RIP-relative addresses.
+/// Bounded; filled from the start, emptied as a whole.
 final class CodeArena {
-    static let size = 16 << 20
+    static let size = 24 << 20
+    static let recordCapacity = 160_000
+    private static let recordBytes = (recordCapacity * MemoryLayout<martlet_site>.stride + 4095) & ~4095
 
     private var writable: UnsafeMutableRawPointer?
     private var executable: UnsafeMutableRawPointer?
+    private var records: UnsafeMutableRawPointer?
     private(set) var used = 0
+    private(set) var usedRecords = 0
 
     init() {
         var data: UnsafeMutableRawPointer?
         var code: UnsafeMutableRawPointer?
-        if martlet_map_code(Self.size, &data, &code) == 0 {
+        var near: UnsafeMutableRawPointer?
+        if martlet_map_code_and_data(Self.size, Self.recordBytes, &data, &code, &near) == 0 {
             writable = data
             executable = code
+            records = near
         }
     }
 
     deinit {
-        if let writable, let executable { martlet_unmap_code(Self.size, writable, executable) }
+        if let writable, let executable, let records {
+            martlet_unmap_code(Self.size, writable, executable)
+            munmap(records, Self.recordBytes)
+        }
     }
 
     /// False where the host maps no executable memory: everything is interpreted then.
     var isAvailable: Bool { executable != nil }
 
-    /// Where the next code goes, for writing, and how much room there is.
-    var room: (base: UnsafeMutablePointer<UInt8>, capacity: Int)? {
-        writable.map { (($0 + used).assumingMemoryBound(to: UInt8.self), Self.size - used) }
+    /// An assembler at where the next code goes. Nil without memory.
+    var assembler: HostAssembler? {
+        guard let writable, let executable else { return nil }
+        return HostAssembler(
+            base: (writable + used).assumingMemoryBound(to: UInt8.self), capacity: Self.size - used,
+            origin: UInt64(UInt(bitPattern: executable + used)))
     }
 
-    /// Keeps `count` bytes written at `room` and returns where they execute.
+    /// Keeps `count` bytes written by `assembler` and returns where they execute.
     func keep(_ count: Int) -> UnsafeMutableRawPointer {
         let start = executable.unsafelyUnwrapped + used
         used = (used + count + 15) & ~15
         return start
     }
 
-    /// The address at which the code that is being written at offset `position` of `room` will execute.
-    func address(ofRoom position: Int) -> UInt64 {
-        UInt64(UInt(bitPattern: executable.unsafelyUnwrapped)) &+ UInt64(used + position)
+    /// A zeroed record. Nil: none left.
+    func record() -> UnsafeMutableRawPointer? {
+        guard let records, usedRecords < Self.recordCapacity else { return nil }
+        let record = records + usedRecords * MemoryLayout<martlet_site>.stride
+        usedRecords += 1
+        return record
     }
 
-    func reset() { used = 0 }
+    /// Makes the branch whose distance is at the executable address `place` lead to `code`.
+    func link(_ place: UnsafeMutableRawPointer, to code: UnsafeMutableRawPointer) {
+        guard let writable, let executable, place >= executable, place < executable + (Self.size - 4) else { return }
+        let distance = Int32(truncatingIfNeeded: code - (place + 4))
+        (writable + (place - executable)).storeBytes(of: distance, as: Int32.self)
+        martlet_serialize()
+    }
+
+    func reset() {
+        if let records {
+            records.initializeMemory(
+                as: UInt8.self, repeating: 0, count: usedRecords * MemoryLayout<martlet_site>.stride)
+        }
+        used = 0
+        usedRecords = 0
+    }
 }

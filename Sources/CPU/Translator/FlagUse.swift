@@ -13,6 +13,10 @@ struct FlagUse {
             self.init(reads: true, kills: false)
             return
         }
+        if let vector = BlockTranslator.nativeVector(i) {
+            self.init(reads: vector.readsFlags, kills: vector.writesFlags && vector.unit != .general)
+            return
+        }
         switch mnemonic {
         case .add, .or, .and, .sub, .xor, .cmp, .test, .neg, .cmpxchg, .xadd, .imul2, .imul3, .mul, .imul1, .popcnt:
             self.init(reads: false, kills: true)
@@ -24,7 +28,8 @@ struct FlagUse {
             let isZero = byCL || i.pointee.immediate & mask == 0
             self.init(reads: isZero, kills: !isZero)
         case .mov, .movImmediate, .movzxByte, .movzxWord, .movsxByte, .movsxWord, .movsxd, .lea, .push, .pop,
-            .pushImmediate, .leave, .not, .nop, .pause, .lfence, .mfence, .sfence, .bswap, .xchg, .cbw, .cwd:
+            .pushImmediate, .leave, .not, .nop, .pause, .lfence, .mfence, .sfence, .bswap, .xchg, .cbw, .cwd, .div,
+            .idiv:
             self.init(reads: false, kills: false)
         default: self.init(reads: true, kills: false)
         }

@@ -4,6 +4,7 @@ internal import CHost
 enum HostRegister {
     static let rax = 0
     static let rcx = 1
+    static let rdx = 2
     static let rbx = 3
     static let guestRSP = 12
     static let scratch = 13
@@ -11,24 +12,40 @@ enum HostRegister {
     static let state = 15
 }
 
+/// Condition codes (SDM vol. 2, appendix B.1.4).
+enum HostCondition {
+    static let aboveOrEqual = 3
+    static let zero = 4
+    static let notZero = 5
+    static let belowOrEqual = 6
+    static let above = 7
+}
+
 /// The rm operand of a host instruction.
 enum HostOperand {
     case register(Int)
     /// [scratch]: a guest memory operand whose host address is known.
     case pointer
+    /// [base + scratch + displacement]: a guest memory operand with its site's addend in scratch.
+    case based(Int, Int)
     /// A place in the vCPU state.
     case state(Int)
+    /// A place in the records behind the code.
+    case record(UInt64)
 }
 
 /// Writes host instructions into the code arena's writable mapping.
 struct HostAssembler {
     let base: UnsafeMutablePointer<UInt8>
     let capacity: Int
+    /// Where position 0 will execute.
+    let origin: UInt64
     private(set) var position = 0
 
-    init(base: UnsafeMutablePointer<UInt8>, capacity: Int) {
+    init(base: UnsafeMutablePointer<UInt8>, capacity: Int, origin: UInt64) {
         self.base = base
         self.capacity = capacity
+        self.origin = origin
     }
 
     /// Nothing is written beyond the arena; the caller drops what did not fit.
@@ -39,8 +56,20 @@ struct HostAssembler {
         position += 1
     }
 
-    mutating func bytes(_ values: Int...) {
-        for value in values { byte(value) }
+    mutating func bytes(_ first: Int, _ second: Int) {
+        byte(first)
+        byte(second)
+    }
+
+    mutating func bytes(_ first: Int, _ second: Int, _ third: Int) {
+        byte(first)
+        byte(second)
+        byte(third)
+    }
+
+    mutating func bytes(_ first: Int, _ second: Int, _ third: Int, _ fourth: Int) {
+        bytes(first, second)
+        bytes(third, fourth)
     }
 
     mutating func word32(_ value: Int) {
@@ -57,8 +86,12 @@ struct HostAssembler {
         for shift in 0..<4 { base[place + shift] = UInt8(truncatingIfNeeded: distance >> (shift * 8)) }
     }
 
+    mutating func patch8(at place: Int, to target: Int) {
+        if place < capacity { base[place] = UInt8(truncatingIfNeeded: target - (place + 1)) }
+    }
+
     /// One instruction with ModRM. `size` 2 takes the operand-size prefix, 8 REX.W; `byteRegisters` says that a register
-    /// operand is a byte, which needs REX for SPL to DIL.
+    /// operand is a byte, which needs REX for SPL to DIL. A RIP-relative operand must not be followed by an immediate.
     mutating func operation(
         map: Int = 0, _ opcode: Int, size: Int, reg: Int, _ rm: HostOperand, byteReg: Bool = false,
         byteRM: Bool = false, prefix: Int = 0, lock: Bool = false
@@ -74,17 +107,33 @@ struct HostAssembler {
             if number >= 8 { rex |= 1 }
             force = force || (byteRM && number >= 4)
         case .pointer, .state: rex |= 1
+        case .based(let base, _): rex |= 2 | (base >= 8 ? 1 : 0)
+        case .record: break
         }
         if rex != 0 || force { byte(0x40 | rex) }
         if map >= 1 { byte(0x0F) }
         if map == 2 { byte(0x38) }
+        if map == 3 { byte(0x3A) }
         byte(opcode)
+        modRM(reg, rm)
+    }
+
+    private mutating func modRM(_ reg: Int, _ rm: HostOperand) {
+        let field = (reg & 7) << 3
         switch rm {
-        case .register(let number): byte(0xC0 | (reg & 7) << 3 | (number & 7))
-        case .pointer: bytes(0x45 | (reg & 7) << 3, 0)
+        case .register(let number): byte(0xC0 | field | (number & 7))
+        case .pointer: bytes(0x45 | field, 0)
         case .state(let offset):
-            byte(0x87 | (reg & 7) << 3)
-            word32(offset)
+            let isSmall = offset < 128
+            byte((isSmall ? 0x47 : 0x87) | field)
+            if isSmall { byte(offset) } else { word32(offset) }
+        case .based(let base, let displacement):
+            let isSmall = displacement >= -128 && displacement <= 127
+            bytes((isSmall ? 0x44 : 0x84) | field, (HostRegister.scratch & 7) << 3 | (base & 7))
+            if isSmall { byte(displacement) } else { word32(displacement) }
+        case .record(let address):
+            byte(0x05 | field)
+            word32(Int(truncatingIfNeeded: address &- (origin &+ UInt64(position + 4))))
         }
     }
 
@@ -109,12 +158,13 @@ struct HostAssembler {
         if let index, index >= 8 { rex |= 2 }
         bytes(rex, 0x8D)
         let isSmall = displacement >= -128 && displacement <= 127
-        let mod = isSmall ? 0x40 : 0x80
+        let mod = displacement == 0 && base & 7 != 5 ? 0 : isSmall ? 0x40 : 0x80
         if index != nil || base & 7 == 4 {
             bytes(mod | (target & 7) << 3 | 4, scale << 6 | ((index ?? 4) & 7) << 3 | (base & 7))
         } else {
             byte(mod | (target & 7) << 3 | (base & 7))
         }
+        if mod == 0 { return }
         if isSmall { byte(displacement) } else { word32(displacement) }
     }
 
@@ -125,8 +175,13 @@ struct HostAssembler {
         word32(displacement)
     }
 
+    /// lea target, [record].
+    mutating func leaRecord(_ target: Int, _ address: UInt64) {
+        operation(0x8D, size: 8, reg: target, .record(address))
+    }
+
     mutating func moveImmediate64(_ target: Int, _ value: UInt64) {
-        if value <= 0x7FFF_FFFF {
+        if value <= 0xFFFF_FFFF {
             if target >= 8 { byte(0x41) }
             byte(0xB8 | target & 7)
             word32(Int(value))
@@ -150,5 +205,11 @@ struct HostAssembler {
         if let condition { bytes(0x0F, 0x80 | condition) } else { byte(0xE9) }
         word32(0)
         return position - 4
+    }
+
+    /// JRCXZ with a short distance to be patched.
+    mutating func jumpIfRCXIsZero() -> Int {
+        bytes(0xE3, 0)
+        return position - 1
     }
 }

@@ -1,4 +1,5 @@
 internal import CHost
+internal import Glibc
 
 // The translator beside the interpreter: a block that was entered often enough gets host code, and its first
 // instruction's handler becomes the entry into it. All rare paths go through the interpreter's own handlers.
@@ -17,21 +18,47 @@ extension Processor {
     /// Translates the block that begins with `first`.
     @inline(never) func translate(_ first: Insn) {
         first.pointee.handler = first.pointee.interpreted
-        guard let room = arena.room else { return }
-        let count = Int(first.pointee.block_length)
-        var block = BlockTranslator(
-            host: HostAssembler(base: room.base, capacity: room.capacity), first: first, count: count)
-        guard block.translate() else {
-            // No room: the next look-up of undecoded code starts everything anew.
-            arenaIsFull = true
-            return
-        }
-        for place in block.unresolved {
-            place.insn.pointee.chain = UnsafeMutableRawPointer(
-                bitPattern: UInt(arena.address(ofRoom: place.position)))
-        }
-        first.pointee.host_code = arena.keep(block.host.position)
+        guard let code = translate(first, count: Int(first.pointee.block_length), groupsAccesses: true) else { return }
+        first.pointee.host_code = code
         first.pointee.handler = entryIntoTranslatedCode()
+    }
+
+    /// The code of `count` instructions. Nil: no room; the next look-up of undecoded code starts everything anew.
+    private func translate(_ first: Insn, count: Int, groupsAccesses: Bool) -> UnsafeMutableRawPointer? {
+        guard !arenaIsFull, let host = arena.assembler else { return nil }
+        let options = BlockTranslator.Options(
+            isUser: state.pointee.cpl == 3, counts: state.pointee.counts_instructions != 0,
+            groupsAccesses: groupsAccesses, noPage: state.pointee.no_page,
+            readsFlags: { [self] in readsFlags(atPageOffset: $0) })
+        var block = BlockTranslator(host: host, arena: arena, first: first, count: count, options: options)
+        guard block.translate() else {
+            arenaIsFull = true
+            return nil
+        }
+        state.pointee.translated_blocks &+= 1
+        state.pointee.translated_instructions &+= UInt64(count)
+        return arena.keep(block.host.position)
+    }
+
+    /// The code from `first` to the end of its block with a compare for each access.
+    fileprivate func alternative(_ first: Insn) -> UnsafeMutableRawPointer? {
+        var count = 0
+        while first[count].handler != endOfBlock { count += 1 }
+        return translate(first, count: count, groupsAccesses: false)
+    }
+
+    /// Whether the decoded code at an offset of the current page may read the flags it is entered with. It goes with the
+    /// page, as does what relies on the answer.
+    private func readsFlags(atPageOffset offset: Int) -> Bool {
+        guard offset >= 0, offset < Int(pageSize), var i = decodedBlock(atPageOffset: offset) else { return true }
+        for _ in 0..<16 {
+            let mnemonic = Mnemonic(rawValue: i.pointee.mnemonic) ?? .invalid
+            let use = FlagUse(i, mnemonic, isNative: BlockTranslator.isNative(i, mnemonic))
+            if use.reads { return true }
+            if use.kills { return false }
+            i += 1
+        }
+        return true
     }
 }
 
@@ -51,13 +78,13 @@ private let countingHandler: Handler = { s, i in
 
 private typealias TranslatedHelper = @convention(c) (State, Insn, UInt64) -> UnsafeMutableRawPointer?
 
-/// A data access that the inline TLB compare left over. Plain RAM goes on in translated code; everything else (faults,
-/// page crossings, device memory, stores to pages with code) is the interpreter's whole instruction.
+/// A data access that neither its site nor the TLB settled. Plain RAM goes on in translated code; everything else
+/// (faults, page crossings, device memory, stores to pages with code) is the interpreter's whole instruction.
 private let accessHelper: TranslatedHelper = { s, i, address in
     let kind = UInt8(truncatingIfNeeded: s.pointee.access_kind >> 8)
     let size = s.pointee.access_kind & 0xFF
-    if (address & pageMask) &+ size <= pageSize, isCanonical(address),
-        let target = resolveData(s, address, kind), let host = target.host,
+    if (address & pageMask) &+ size <= pageSize, isCanonical(address), kind & 4 == 0 || address & (size &- 1) == 0,
+        let target = resolveData(s, address, kind & AccessKind.readWrite), let host = target.host,
         kind & AccessKind.write == 0 || !holdsCode(s, target.guestPhysical)
     {
         return host
@@ -72,7 +99,7 @@ private func holdsCode(_ s: State, _ guestPhysical: UInt64) -> Bool {
     return table[pageIndex(slot, guestPhysical)].granules != 0
 }
 
-/// A jump that the jump cache did not settle.
+/// A jump that its target record and the jump cache did not settle.
 private let jumpHelper: TranslatedHelper = { s, i, target in
     if !isCanonical(target) {
         // The branch itself faults, with the stack as it was (SDM vol. 2, RET, CALL).
@@ -87,15 +114,26 @@ private let jumpHelper: TranslatedHelper = { s, i, target in
     return nextBlock(s).map { UnsafeMutableRawPointer($0) }
 }
 
-/// A direct branch inside a page whose target was not translated when the branch was: remembers it once it is.
+/// A direct branch inside a page whose target was not translated when the branch was: links it once it is.
 private let resolveHelper: TranslatedHelper = { s, i, target in
     let pageRIP = s.register(Int(MARTLET_PAGE_RIP_REGISTER))
+    let place = s.pointee.patch_place
+    let flushes = s.pointee.cache_flushes
     s.pointee.rip = target
     guard let next = nextBlock(s) else { return nil }
-    if let code = next.pointee.host_code, s.register(Int(MARTLET_PAGE_RIP_REGISTER)) == pageRIP {
-        i.pointee.chain = code
+    if let place, let code = next.pointee.host_code, s.register(Int(MARTLET_PAGE_RIP_REGISTER)) == pageRIP,
+        flushes == s.pointee.cache_flushes, let owner = s.pointee.owner
+    {
+        Unmanaged<Processor>.fromOpaque(owner)._withUnsafeGuaranteedRef { $0.arena.link(place, to: code) }
     }
     return UnsafeMutableRawPointer(next)
+}
+
+private let alternativeHelper: TranslatedHelper = { s, i, record in
+    guard let owner = s.pointee.owner, let place = UnsafeMutableRawPointer(bitPattern: UInt(record)) else { return nil }
+    let code = Unmanaged<Processor>.fromOpaque(owner)._withUnsafeGuaranteedRef { $0.alternative(i) }
+    place.assumingMemoryBound(to: martlet_site.self).pointee.alternative = code
+    return code
 }
 
 func installTranslator(_ s: State) {
@@ -103,4 +141,12 @@ func installTranslator(_ s: State) {
     s.pointee.helper_access = unsafeBitCast(accessHelper, to: UnsafeMutableRawPointer?.self)
     s.pointee.helper_jump = unsafeBitCast(jumpHelper, to: UnsafeMutableRawPointer?.self)
     s.pointee.helper_resolve = unsafeBitCast(resolveHelper, to: UnsafeMutableRawPointer?.self)
+    s.pointee.helper_alternative = unsafeBitCast(alternativeHelper, to: UnsafeMutableRawPointer?.self)
+    // Not canonical, and not to be guessed: a guest that hit it would miss a #GP.
+    let random = UInt64.random(in: 0...UInt64.max)
+    s.pointee.no_page = (random | 1 << 62) & ~(1 << 63) & ~pageMask
+    let none = martlet_return(not_rip: ~s.pointee.no_page, host: s.pointee.lost_return)
+    for user in 0..<2 {
+        for index in 0..<Int(MARTLET_RETURN_ENTRIES) { martlet_return_stack(s, UInt32(user))[index] = none }
+    }
 }
