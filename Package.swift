@@ -91,7 +91,7 @@ let package = Package(
             name: "PlatformTests", dependencies: ["DeviceModel", "GuestMemory", "Host", "Platform", "X86"],
             swiftSettings: strict),
         .testTarget(
-            name: "VMMTests", dependencies: ["CHost", "DeviceModel", "Hypervisor", "Platform", "VMM"],
+            name: "VMMTests", dependencies: ["CHost", "DeviceModel", "Hypervisor", "Platform", "VMM", "X86"],
             swiftSettings: strict),
         .testTarget(name: "CommandLineToolTests", dependencies: ["CommandLineTool", "VMM"], swiftSettings: strict),
     ]

@@ -1,4 +1,5 @@
 public import CHost
+internal import X86
 
 // CPUID (SDM vol. 2, CPUID): the leaves of this processor. A feature is listed only when it is implemented here, and,
 // where the host's own instruction does the work, when the host has it.
@@ -17,6 +18,9 @@ private enum Features {
     static let leaf7ECX: UInt32 = 1 << 2
     // Leaf 7 EDX: FSRM, IBRS/IBPB, ARCH_CAPABILITIES.
     static let leaf7EDX: UInt32 = 1 << 4 | 1 << 26 | 1 << 29
+    // Leaf 7.2 EDX: BHI_CTRL, MCDT_NO. Linux looks at no "not affected" bit for branch history injection, only at this
+    // control, and without it clears its branch history by a loop at each system call.
+    static let leaf7Subleaf2EDX: UInt32 = 1 << 4 | 1 << 5
     // Leaf 0x80000001 EDX: SYSCALL NX RDTSCP LM (page size extension of 1 GiB too).
     static let extendedEDX: UInt32 = 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29
     // Leaf 0x80000001 ECX: LAHF in 64-bit mode, PREFETCHW.
@@ -56,7 +60,9 @@ extension Processor {
         add(4, 0x143, 0x03C0_003F, 0x3FF, 0, subleaf: 2)
         add(4, 0, 0, 0, 0, subleaf: 3)
         add(6, 1 << 2, 0, 0, 0)
-        add(7, 0, Features.leaf7EBX | vector.leaf7ebx, Features.leaf7ECX, Features.leaf7EDX, subleaf: 0)
+        add(7, 2, Features.leaf7EBX | vector.leaf7ebx, Features.leaf7ECX, Features.leaf7EDX, subleaf: 0)
+        add(7, 0, 0, 0, 0, subleaf: 1)
+        add(7, 0, 0, 0, Features.leaf7Subleaf2EDX, subleaf: 2)
         add(0xA, 0, 0, 0, 0)
         addExtendedState { add($0, $1, $2, $3, $4, subleaf: $5) }
         add(0x8000_0000, 0x8000_0008, 0, 0, 0)
@@ -96,6 +102,9 @@ extension Processor {
         (Control.smep, 7, .ebx, 7),
         (Control.smap, 7, .ebx, 20),
     ]
+
+    /// Whether CPUID says that the local APIC has the mode.
+    public var hasX2APIC: Bool { hasFeature(leaf: 1, .ecx, bit: 21) }
 
     func hasFeature(leaf: UInt32, _ register: CPUIDRegister, bit: UInt32) -> Bool {
         let (eax, ebx, ecx, edx) = cpuid(leaf, 0)

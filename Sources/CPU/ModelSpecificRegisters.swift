@@ -1,4 +1,5 @@
 internal import CHost
+internal import X86
 
 // MSRs that the processor itself keeps (SDM vol. 4); all others are the engine's (`hooks.read_msr`, `write_msr`).
 
@@ -35,14 +36,37 @@ enum MSR {
     /// Eight variable-range pairs.
     static let mtrrVariable: ClosedRange<UInt32> = 0x200...0x20F
 
-    /// Not affected by Meltdown, L1TF, MDS, TAA, MSBDS…; enhanced IBRS semantics hold trivially: the software engine
-    /// runs guest kernel and user code without sharing predictions across the guest boundary (docs/quirks.md).
+    /// IA32_ARCH_CAPABILITIES: RDCL_NO IBRS_ALL SKIP_L1DFL_VMENTRY SSB_NO MDS_NO IF_PSCHANGE_MC_NO TAA_NO SBDR_SSDP_NO
+    /// FBSDP_NO PSDP_NO BHI_NO PBRSB_NO GDS_NO RFDS_NO ITS_NO. The guest's mitigations would cost much and protect
+    /// nothing: its kernel and its programs share the engine's address space (docs/quirks.md, Speculation).
     static let notAffected: UInt64 =
         1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 13 | 1 << 14 | 1 << 15 | 1 << 20 | 1 << 24
-        | 1 << 26
+        | 1 << 26 | 1 << 27 | 1 << 62
+    /// IBRS, STIBP, SSBD and BHI_DIS_S of IA32_SPEC_CTRL.
+    static let speculationControls: UInt64 = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 10
+
+    /// Those that a guest has only with a feature.
+    static let ofFeatures: [(index: UInt32, leaf: UInt32, register: CPUIDRegister, bit: UInt32)] = [
+        (tscAdjust, 7, .ebx, 1),
+        (speculationControl, 7, .edx, 26),
+        (predictionCommand, 7, .edx, 26),
+        (architectureCapabilities, 7, .edx, 29),
+    ]
 }
 
 extension Processor {
+    /// Whether the guest's CPUID gives it a register; the engine itself has all of them (as KVM's user space).
+    private func guestHasMSR(_ index: UInt32) -> Bool {
+        guard let row = MSR.ofFeatures.first(where: { $0.index == index }) else { return true }
+        return hasFeature(leaf: row.leaf, row.register, bit: row.bit)
+    }
+
+    /// RDMSR by the guest. Nil: #GP(0).
+    func readGuestMSR(_ index: UInt32) -> UInt64? { guestHasMSR(index) ? readMSR(index) : nil }
+
+    /// WRMSR by the guest. False: #GP(0).
+    func writeGuestMSR(_ index: UInt32, _ value: UInt64) -> Bool { guestHasMSR(index) && writeMSR(index, value) }
+
     /// RDMSR. Nil: #GP(0).
     public func readMSR(_ index: UInt32) -> UInt64? {
         let s = state
@@ -95,7 +119,7 @@ extension Processor {
         case MSR.tsc: s.pointee.tsc_offset = value &- alu_rdtsc()
         case MSR.tscAdjust: s.pointee.tsc_offset = tscBase &+ value
         case MSR.speculationControl:
-            guard value & ~7 == 0 else { return false }
+            guard value & ~MSR.speculationControls == 0 else { return false }
             s.pointee.speculation_control = value
         case MSR.predictionCommand: return value & ~1 == 0
         case MSR.microcodeRevision: return true

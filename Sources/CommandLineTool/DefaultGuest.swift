@@ -13,14 +13,16 @@ struct DefaultGuest {
     /// - `panic=-1`: restart at once after a panic, which `martlet run` reports;
     /// - `cryptomgr.notests`: no self-tests of ciphers that nobody uses here, half of a boot in software;
     /// - `nokaslr mitigations=off`: they protect the guest's kernel from its users, and here is one; without the first
-    ///   a boot is a quarter shorter, and an address in a message means the same place in every boot;
+    ///   a boot is a quarter shorter, and an address in a message means the same place in every boot (with
+    ///   `--cpu +mitigations` the second is left out);
     /// - `tsc=reliable no_timer_check`: no watchdog and no test, which a busy host could fail, of clocks that the engine
     ///   keeps exact;
     /// - `i8042.noaux i8042.nokbd`: no keyboard and mouse to wait for;
     /// - `rdinit=/init`: our init.
-    static let kernelOptions =
-        "console=ttyS0 quiet panic=-1 cryptomgr.notests nokaslr mitigations=off tsc=reliable no_timer_check "
-        + "i8042.noaux i8042.nokbd rdinit=/init"
+    static func kernelOptions(mitigations: Bool) -> String {
+        "console=ttyS0 quiet panic=-1 cryptomgr.notests nokaslr \(mitigations ? "" : "mitigations=off ")"
+            + "tsc=reliable no_timer_check i8042.noaux i8042.nokbd rdinit=/init"
+    }
 
     init(cacheDirectory: String? = Self.cacheDirectory) {
         directory = (cacheDirectory ?? "/root/.cache") + "/martlet/guest"

@@ -22,6 +22,26 @@ enum SoftwareEngineOption {
     }
 }
 
+/// `--cpu MODEL[,+FEATURE,-FEATURE…]`, or `--cpu help`.
+enum ProcessorOption: Equatable {
+    case model(CPUModel)
+    case help
+
+    var model: CPUModel {
+        if case .model(let model) = self { return model }
+        return CPUModel()
+    }
+
+    static func parse(_ text: String) throws -> ProcessorOption {
+        if text == "help" { return .help }
+        do {
+            return .model(try CPUModel(text))
+        } catch {
+            throw ValidationError(error.description)
+        }
+    }
+}
+
 /// An amount of memory as people write it: 512M, 2G, 1048576K, or bytes.
 struct MemorySize: Equatable {
     var bytes: UInt64

@@ -73,6 +73,13 @@ struct RunCommand: ParsableCommand {
     var engine: SoftwareEngine = .interpreter
 
     @Option(
+        help: ArgumentHelp(
+            "The guest's processor: default, with features added or hidden by Linux's names for them, such as default,-avx512f; +mitigations lets the guest protect itself against speculation; help lists all.",
+            valueName: "model[,+feature,-feature]"),
+        transform: ProcessorOption.parse)
+    var cpu: ProcessorOption = .model(CPUModel())
+
+    @Option(
         help: ArgumentHelp("End the machine after this time, such as 30s or 5m.", valueName: "duration"),
         transform: TimeSpan.parse)
     var timeout: Duration?
@@ -106,11 +113,21 @@ struct RunCommand: ParsableCommand {
         let startedAt = HostClock.monotonicNanoseconds
         let status: ExitStatus
         do throws(MachineError) {
+            if case .help = cpu { return try listProcessorFeatures() }
             status = try RunSession(self, startedAt: startedAt).run()
         } catch {
             Message.error(error.description)
             throw ExitStatus.martletFailed
         }
         if status != .success { throw status }
+    }
+
+    private func listProcessorFeatures() throws(MachineError) {
+        let text = try EngineChoice(accel, software: engine).describeProcessor()
+        do {
+            try BorrowedDescriptor.standardOutput.write(Array(text.utf8))
+        } catch {
+            throw MachineError("Cannot write to standard output: \(error.reason).")
+        }
     }
 }

@@ -85,7 +85,7 @@ struct RunSession {
         return MachineConfiguration(
             memorySize: options.memory.bytes, kernel: kernel, modules: try modules(mode, guest),
             commandLine: commandLine(mode), serial: mode == .console ? .console : .defaultGuest,
-            debugExit: options.device)
+            debugExit: options.device, processor: options.cpu.model)
     }
 
     private func modules(
@@ -116,7 +116,8 @@ struct RunSession {
 
     private func commandLine(_ mode: ConsoleConfiguration.Mode) -> String? {
         guard mode == .console, options.kernel != nil else {
-            return [DefaultGuest.kernelOptions, options.append].compactMap(\.self).joined(separator: " ")
+            let own = DefaultGuest.kernelOptions(mitigations: options.cpu.model.wantsMitigations)
+            return [own, options.append].compactMap(\.self).joined(separator: " ")
         }
         return options.append
     }

@@ -28,12 +28,14 @@ final class Machine {
         let (plan, commandLine) = try Self.plan(configuration, layout: layout, tables: tables)
         events = MachineEvents(activity: activity)
         memory = try Self.map(layout)
+        let leaves: [kvm_cpuid_entry2]
         do throws(HypervisorError) {
             virtualMachine = try Self.createVirtualMachine(on: system, memory: memory)
-            cpuid = GuestCPUID.singleProcessor(from: try system.supportedCPUID())
+            leaves = GuestCPUID.singleProcessor(from: try system.supportedCPUID())
         } catch {
             throw MachineError("The \(system.name) engine cannot make a machine: \(error). See: martlet doctor")
         }
+        cpuid = try configuration.processor.applied(to: leaves, engine: system.name)
         do throws(BusConflict) {
             board = try Board(
                 configuration, layout: layout, memory: memory, commandLine: commandLine, machine: virtualMachine,

@@ -41,10 +41,11 @@ public struct MachineConfiguration: Sendable {
     public var commandLine: String?
     public var serial: SerialLayout
     public var debugExit: DebugExitConfiguration?
+    public var processor: CPUModel
 
     public init(
         memorySize: UInt64, kernel: any BootFile, modules: [BootModule] = [], commandLine: String? = nil,
-        serial: SerialLayout = .console, debugExit: DebugExitConfiguration? = nil
+        serial: SerialLayout = .console, debugExit: DebugExitConfiguration? = nil, processor: CPUModel = CPUModel()
     ) {
         self.memorySize = memorySize
         self.kernel = kernel
@@ -52,6 +53,7 @@ public struct MachineConfiguration: Sendable {
         self.commandLine = commandLine
         self.serial = serial
         self.debugExit = debugExit
+        self.processor = processor
     }
 }
 

@@ -20,6 +20,9 @@ struct BadInputTests {
             (["run", "--memory", "x"], ["--memory", "512M"]),
             (["run", "--memory", "10000001"], ["multiple of 4K"]),
             (["run", "--accel", "xen"], ["auto, kvm, soft"]),
+            (["run", "--cpu", "host"], ["--cpu", "default, max"]),
+            (["run", "--cpu", "default,+acx"], ["'acx'", "avx", "--cpu help"]),
+            (["run", "--cpu", "default,avx"], ["+avx or -avx"]),
             (["run", "--timeout", "soon"], ["30s"]),
             (["run", "--device", "e1000"], ["isa-debug-exit"]),
             (["run", "uname"], ["uname", "after --"]),
@@ -38,6 +41,7 @@ struct BadInputTests {
             (["--kernel", "/nonexistent"], ["/nonexistent", "No such file"]),
             (["--kernel", "/"], ["Is a directory"]),
             (["--kernel", "/etc/passwd"], ["/etc/passwd"]),
+            (["--cpu", "default,+svm"], ["no svm", "--cpu help"]),
             (["--initrd", "/nonexistent"], ["initrd", "No such file"]),
             (["--initrd", ""], ["--initrd"]),
         ])

@@ -81,6 +81,40 @@ struct GuestBootTests {
         return String(repeating: "0", count: 8 - text.count) + text
     }
 
+    /// (value of --cpu, the guest's answers)
+    private static let processors: [(String, [(String, String)])] = [
+        (
+            "default",
+            [
+                ("meltdown", "Not affected"), ("mds", "Not affected"), ("its", "Not affected"), ("flags", "5"),
+                ("spectre", "Mitigation: Enhanced / Automatic IBRS"),
+            ]
+        ),
+        (
+            "default,+mitigations,-invpcid,-sse4_2",
+            [("meltdown", "Mitigation: PTI"), ("spectre", "Mitigation: Retpolines"), ("flags", "3")]
+        ),
+    ]
+
+    @Test("The processor that --cpu asks for", arguments: processors)
+    func processorModel(words: String, answers: [(String, String)]) async throws {
+        let script = """
+            cd /sys/devices/system/cpu/vulnerabilities
+            echo "meltdown=$(cat meltdown)"
+            echo "mds=$(cat mds)"
+            echo "spectre=$(cat spectre_v2)"
+            echo "its=$(cat indirect_target_selection 2>/dev/null || echo Not affected)"
+            echo "flags=$(grep ^flags /proc/cpuinfo | tr ' ' '\\n' | grep -c -x -E 'pcid|invpcid|fsgsbase|x2apic|sse4_2')"
+            """
+        let result = try await guest(
+            script,
+            options: ["--accel", "soft", "--engine", "translator", "--cpu", words, "--append", "mitigations=auto"])
+        #expect(result.status == 0, "\(result.errors)")
+        for (name, text) in answers {
+            #expect(value(name, in: result)?.hasPrefix(text) == true, "\(result.outputText)")
+        }
+    }
+
     @Test("Standard input and output are binary clean, and output may be large")
     func binaryPipe() async throws {
         // Every byte value after every other one, so that no pair means anything to a line discipline.

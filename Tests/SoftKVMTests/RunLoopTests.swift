@@ -407,6 +407,34 @@ private let spin: [UInt8] = [0xeb, 0xfe]  // jmp itself
         #expect(throws: HypervisorError.self) { try cpu.modelSpecificRegisters([0xdead]) }
     }
 
+    /// IA32_APIC_BASE takes the x2APIC mode only where CPUID has it: #GP, to the handler at 0:2000H.
+    @Test(arguments: [true, false]) func extendedModeNeedsItsFeature(isThere: Bool) throws {
+        // MOV ECX, 1BH; RDMSR; OR AH, 4; WRMSR; HLT, and in the handler MOV BYTE [500H], 1; HLT
+        let machine = try RealModeMachine(
+            [0x66, 0xB9, 0x1B, 0, 0, 0, 0x0F, 0x32, 0x80, 0xCC, 4, 0x0F, 0x30, 0xC6, 0x06, 0, 5, 2, 0xF4], irqChip: true
+        )
+        machine.setVector(13, to: RealModeMachine.handler)
+        machine.load([0xC6, 0x06, 0, 5, 1, 0xF4], at: RealModeMachine.handler)
+        let cpu = machine.cpus[0]
+        if !isThere {
+            let leaves = try SoftSystem().supportedCPUID().map { entry in
+                var entry = entry
+                if entry.function == 1 { entry.ecx &= ~(1 << 21) }
+                return entry
+            }
+            try cpu.setCPUID(leaves)
+        }
+        // HLT waits in the engine.
+        let watchdog = try HostThread(name: "end") {
+            usleep(200_000)
+            cpu.requestExit()
+        }
+        defer { watchdog.join() }
+        #expect(try machine.run() == .interrupted)
+        #expect(machine.word(RealModeMachine.result) & 0xFF == (isThere ? 2 : 1))
+        #expect(try cpu.specialRegisters().apic_base & 0x400 == (isThere ? 0x400 : 0))
+    }
+
     @Test func machineRefusesWhatKVMRefuses() throws {
         let plain = SoftVirtualMachine(tscFrequency: 1_000_000_000)
         #expect(throws: HypervisorError.self) { try plain.createPIT(speakerDummy: false) }

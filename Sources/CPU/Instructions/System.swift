@@ -1,4 +1,5 @@
 internal import CHost
+internal import X86
 
 // System instructions (SDM vol. 3A §2.8): control and debug registers, descriptor tables, HLT, MSRs, CPUID, TLB.
 
@@ -503,9 +504,6 @@ let cpuidHandler: Handler = { s, i in
     return i + 1
 }
 
-/// The registers of a CPUID leaf.
-enum CPUIDRegister { case eax, ebx, ecx, edx }
-
 func hasFeature(_ s: State, leaf: UInt32, _ register: CPUIDRegister, bit: UInt32) -> Bool {
     guard let owner = s.pointee.owner else { return false }
     return Unmanaged<Processor>.fromOpaque(owner)._withUnsafeGuaranteedRef {
@@ -517,7 +515,7 @@ let rdmsrHandler: Handler = { s, i in
     guard requirePrivilege(s) else { return stop(s, i) }
     guard let owner = s.pointee.owner,
         let value = Unmanaged<Processor>.fromOpaque(owner)._withUnsafeGuaranteedRef({
-            $0.readMSR(UInt32(truncatingIfNeeded: s.register(1)))
+            $0.readGuestMSR(UInt32(truncatingIfNeeded: s.register(1)))
         })
     else { return fault(s, i, .generalProtection) }
     s.setRegister(0, value & 0xFFFF_FFFF)
@@ -530,7 +528,7 @@ let wrmsrHandler: Handler = { s, i in
     let value = (s.register(2) << 32) | (s.register(0) & 0xFFFF_FFFF)
     guard let owner = s.pointee.owner,
         Unmanaged<Processor>.fromOpaque(owner)._withUnsafeGuaranteedRef({
-            $0.writeMSR(UInt32(truncatingIfNeeded: s.register(1)), value)
+            $0.writeGuestMSR(UInt32(truncatingIfNeeded: s.register(1)), value)
         })
     else { return fault(s, i, .generalProtection) }
     return leaveBlock(s, i)

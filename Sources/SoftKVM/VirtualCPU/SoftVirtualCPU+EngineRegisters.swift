@@ -72,6 +72,8 @@ extension SoftVirtualCPU {
     }
 
     private func setAPICBase(_ value: UInt64, fromGuest: Bool) -> Bool {
+        // Reserved without the feature (SDM vol. 3A §11.12.1).
+        if fromGuest, value & (1 << 10) != 0, !processor.hasX2APIC { return false }
         let (index, mask) = (index, state.pointee.physical_address_mask)
         let isAccepted = machine.withFabric { fabric in
             defer { fabric.timersChanged = true }
