@@ -216,8 +216,10 @@ extension UnsafeMutablePointer<martlet_cpu> {
     s.pointee.exception_error = error
 }
 
-/// Leaves the inner loop with rip at instruction `i`, which has not changed anything.
+/// Leaves the inner loop with rip at instruction `i`, which is not complete: a fault, an access that user space must
+/// answer, or a repetition that goes on later. Whoever called its handler has counted it, so it is taken back here.
 @inline(never) func stop(_ s: State, _ i: Insn) -> Insn? {
+    s.pointee.instruction_count &-= 1
     s.pointee.rip = instructionAddress(s, i)
     if s.pointee.stop == UInt32(MARTLET_STOP_EXCEPTION), i.pointee.segment == UInt8(SegmentRegister.ss) {
         refineStackFault(s, i)

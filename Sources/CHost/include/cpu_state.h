@@ -252,7 +252,7 @@ typedef struct martlet_cpu {
     uint64_t fetch_key;               // generation << 8 | privilege and mode bits: what jump entries and links must match
     uint64_t rflags;                  // all flags but the six status flags
     uint64_t segment_base[8];         // what effective addresses add (0 for ES CS SS DS in 64-bit mode)
-    uint64_t instruction_count;
+    uint64_t instruction_count;       // completed instructions; REP is one, when it is done. Exact outside the inner loop
 
     // The vector registers (SDM vol. 1 §13.5): XMMn is the low 16 bytes of zmm[n], YMMn the low 32. At an offset that is a
     // multiple of 64 (asserted below), in a page-aligned allocation. 16 is as much alignment as Swift can import.
