@@ -121,6 +121,7 @@ extension Processor {
     /// KVM_SET_CPUID2.
     public func setCPUID(_ entries: [kvm_cpuid_entry2]) {
         cpuidEntries = entries
+        lockstep?.shadow.setCPUID(entries)
         state.pointee.supported_cr4 = supportedCR4
         for feature in Self.controlledFeatures
         where !hasFeature(leaf: feature.leaf, feature.register, bit: feature.bit) {

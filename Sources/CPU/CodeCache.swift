@@ -115,6 +115,11 @@ final class CodeCache {
         }
     }
 
+    /// The guest-physical addresses of all blocks.
+    func forEachBlock(_ body: (UInt64) -> Void) {
+        for number in 1..<blockCount where blocks[number].key != .max { body(blocks[number].key >> 3) }
+    }
+
     /// Drops everything. The caller clears the pages' lists and makes links and jump entries stale.
     func reset() {
         hash.update(repeating: 0, count: Self.hashSize)

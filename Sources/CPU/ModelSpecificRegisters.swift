@@ -116,7 +116,7 @@ extension Processor {
     public func writeMSR(_ index: UInt32, _ value: UInt64) -> Bool {
         let s = state
         switch index {
-        case MSR.tsc: s.pointee.tsc_offset = value &- alu_rdtsc()
+        case MSR.tsc: s.pointee.tsc_offset = value &- hostTSC(s)
         case MSR.tscAdjust: s.pointee.tsc_offset = tscBase &+ value
         case MSR.speculationControl:
             guard value & ~MSR.speculationControls == 0 else { return false }

@@ -15,6 +15,8 @@ public enum Stop: Sendable {
     case shutdown
     /// An interrupt window was asked for and is open.
     case window
+    /// Lockstep: the two processors differ; `lockstepReport` says how. The machine cannot go on.
+    case difference
 }
 
 /// How a processor executes guest code.
@@ -23,6 +25,16 @@ public enum Execution: Sendable, Equatable {
     case interpreter
     /// 64-bit blocks that were entered `threshold` times by translated code, the rest by the interpreter.
     case translator(threshold: Int32)
+    /// As `translator`, with the interpreter behind it on memory of its own, compared unit by unit (CPU/Lockstep).
+    case lockstep(threshold: Int32)
+
+    /// Entries before a block is translated. Nil: it never is.
+    var threshold: Int32? {
+        switch self {
+        case .interpreter: nil
+        case .translator(let threshold), .lockstep(let threshold): threshold
+        }
+    }
 }
 
 /// One software vCPU: architectural state, decoded code and the interpreter's loop. Owned by one thread at a time.
@@ -34,13 +46,19 @@ public final class Processor {
     let stubs: StubCache
     let arena = CodeArena()
     /// How code is executed; to be set before the first `run()`.
-    public var execution = Execution.interpreter
+    public var execution = Execution.interpreter {
+        didSet {
+            if case .lockstep = execution { lockstep = Lockstep(primary: self) } else { lockstep = nil }
+        }
+    }
+    var lockstep: Lockstep?
     /// Translated code found no more room; everything is dropped before the next block is decoded.
     var arenaIsFull = false
     /// A page-crossing instruction and the end of its block: decoded anew each time.
     private let scratch: Insn
     private var pageCodeCount = 0
     private var dirtyPages: [UInt64] = []
+    private(set) var writtenPages: [UInt64] = []
     var cpuidEntries: [kvm_cpuid_entry2] = []
     /// The TSC offset at power-on; IA32_TSC_ADJUST is what the guest has added since.
     public var tscOffsetBase: UInt64 = 0
@@ -110,17 +128,65 @@ public final class Processor {
         state.pointee.page_code = memory!.bindMemory(to: martlet_page_code.self, capacity: max(1, pageCodeCount))
         dirtyPages =
             slots.contains { $0.flags & slotLogsDirty != 0 } ? Array(repeating: 0, count: Int(pages + 63) / 64) : []
+        writtenPages = []
         cache.reset()
         flushTLB()
+        lockstep?.forgetMemory()
     }
 
-    public func flushTLB() { flushTranslations(state, keepGlobal: false) }
+    public func flushTLB() {
+        flushTranslations(state, keepGlobal: false)
+        lockstep?.flushShadow()
+    }
+
+    /// The host wrote to guest memory: what was decoded from there is dropped. On the processor's own thread (also from
+    /// inside a hook), or while it is stopped.
+    public func noteMemoryWritten(at address: UInt64, count: UInt64) {
+        dropCode(address, count: count)
+        lockstep?.noteHostWrite(address, count: count)
+    }
+
+    func dropCode(_ address: UInt64, count: UInt64) {
+        var place = address
+        var rest = count
+        while rest > 0 {
+            let size = min(rest, pageSize &- (place & pageMask))
+            noteCodeWrite(state, place, Int(size))
+            place = place &+ size
+            rest -= size
+        }
+    }
+
+    // MARK: Lockstep
+
+    /// The first difference that lockstep found.
+    public var lockstepReport: String? { lockstep?.difference?.text }
+
+    /// Lockstep: compares all of guest memory, which takes long. False: there is a difference.
+    public func checkLockstep() -> Bool { lockstep?.compareAll() ?? true }
+
+    /// From now on `writtenPages` has a bit for each page that the guest writes.
+    func noteWrites() {
+        var pages: UInt64 = 0
+        for index in 0..<Int(state.pointee.slot_count) {
+            state.slotTable[index].flags |= slotNotesWrites
+            pages += state.slotTable[index].size >> 12
+        }
+        writtenPages = Array(repeating: 0, count: Int(pages + 63) / 64)
+        flushTranslations(state, keepGlobal: false)
+    }
+
+    /// Forgets what was written, so that it is noted anew.
+    func forgetWrites() {
+        for index in writtenPages.indices { writtenPages[index] = 0 }
+        flushTranslations(state, keepGlobal: false)
+    }
 
     // MARK: Dirty log
 
     func markDirty(_ page: Int) {
-        guard page >> 6 < dirtyPages.count else { return }
-        dirtyPages[page >> 6] |= 1 << UInt64(page & 63)
+        if page >> 6 < dirtyPages.count { dirtyPages[page >> 6] |= 1 << UInt64(page & 63) }
+        if page >> 6 < writtenPages.count { writtenPages[page >> 6] |= 1 << UInt64(page & 63) }
     }
 
     /// The pages of a slot written since the last call, one bit each, or nil for an unknown slot.
@@ -158,16 +224,18 @@ public final class Processor {
     private func dropAllCode() {
         state.pointee.cache_flushes &+= 1
         state.pointee.invalidated_pages &+= 1
+        // The TLB stays: it must not hang on how much code there is.
+        cache.forEachBlock { guestPhysical in
+            guard let slot = findSlot(state, guestPhysical), let table = state.pointee.page_code else { return }
+            table[pageIndex(slot, guestPhysical)].granules = 0
+            table[pageIndex(slot, guestPhysical)].first_block = 0
+        }
         cache.reset()
         stubs.reset()
         forgetSites(state, keepGlobal: false)
         arena.reset()
         arenaIsFull = false
-        // Fresh zero pages; the granules of every page are forgotten with them.
-        if let table = state.pointee.page_code {
-            madvise(table, max(1, pageCodeCount) * MemoryLayout<martlet_page_code>.stride, MADV_DONTNEED)
-        }
-        flushTranslations(state, keepGlobal: false)
+        bumpAllGenerations(state)
     }
 
     /// The first instruction at rip, decoded now if need be. Nil: an exception was recorded (rip unchanged).

@@ -5,6 +5,7 @@ internal import CHost
 extension Processor {
     /// Runs the guest until something that the caller must see to (`Stop`).
     public func run() -> Stop {
+        if let lockstep { return lockstep.run() }
         let s = state
         if s.pointee.pending_event != 0 {
             s.pointee.pending_event = 0
@@ -16,7 +17,7 @@ extension Processor {
             if s.pointee.window_requested != 0, canAcceptInterrupt { return .window }
             if needsSingleStep { singleStep() } else { dispatch(s) }
             switch s.pointee.stop {
-            case UInt32(MARTLET_STOP_NONE): break
+            case UInt32(MARTLET_STOP_NONE), UInt32(MARTLET_STOP_REPEAT): break
             case UInt32(MARTLET_STOP_EXCEPTION):
                 if !deliverException() { return .shutdown }
             case UInt32(MARTLET_STOP_PORT): return .portIO
@@ -29,7 +30,7 @@ extension Processor {
     }
 
     /// After an answered access, behind STI or MOV SS, and with the trap flag, one instruction runs alone.
-    private var needsSingleStep: Bool {
+    var needsSingleStep: Bool {
         let s = state
         return s.pointee.mmio_count | UInt32(s.pointee.port_answered) | UInt32(s.pointee.interrupt_shadow) != 0
             || s.pointee.rflags & RFlags.trap != 0
@@ -38,7 +39,7 @@ extension Processor {
     /// Whether an external interrupt may be delivered now (SDM vol. 3A §6.8.1, §6.8.3).
     public var canAcceptInterrupt: Bool { state.pointee.rflags & RFlags.interrupt != 0 && isBetweenInstructions }
 
-    private var canAcceptNMI: Bool {
+    var canAcceptNMI: Bool {
         state.pointee.nmi_pending != 0 && state.pointee.nmi_blocked == 0 && isBetweenInstructions
     }
 
@@ -50,7 +51,7 @@ extension Processor {
     }
 
     /// Executes one instruction and looks up no other: the trap behind it comes before any fault on fetching the next.
-    private func singleStep() {
+    func singleStep() {
         let s = state
         s.pointee.interrupt_shadow = 0
         s.pointee.mmio_cursor = 0
@@ -65,8 +66,8 @@ extension Processor {
         if let next = handler(s, i) { s.pointee.rip = instructionAddress(s, next) }
         martlet_end_step(s)
         s.pointee.instruction_count &+= 1
-        if s.pointee.stop == UInt32(MARTLET_STOP_ATTENTION) {
-            // The instruction itself is complete; only its successor was not looked up.
+        if s.pointee.stop == UInt32(MARTLET_STOP_ATTENTION) || s.pointee.stop == UInt32(MARTLET_STOP_REPEAT) {
+            // The instruction or element itself is complete; only its successor was not looked up.
             s.pointee.stop = UInt32(MARTLET_STOP_NONE)
         }
         let stop = s.pointee.stop
@@ -100,7 +101,7 @@ extension Processor {
     }
 
     /// False: triple fault.
-    private func deliverNMI() -> Bool {
+    func deliverNMI() -> Bool {
         state.pointee.nmi_pending = 0
         state.pointee.nmi_blocked = 1
         return deliver(state, Event(vector: 2, error: nil, isExternal: true, rip: state.pointee.rip))
@@ -109,6 +110,11 @@ extension Processor {
 
     /// Delivers an external interrupt; `canAcceptInterrupt` must hold.
     public func deliverInterrupt(_ vector: UInt8) {
+        if let lockstep { return lockstep.deliverInterrupt(vector) }
+        injectInterrupt(vector)
+    }
+
+    func injectInterrupt(_ vector: UInt8) {
         let s = state
         s.pointee.interrupts_delivered &+= 1
         let event = Event(vector: vector, error: nil, isExternal: true, rip: s.pointee.rip)
@@ -169,8 +175,13 @@ func raiseSingleStep(_ s: State) {
 }
 
 /// The inner loop.
-@inline(never) func dispatch(_ s: State) {
-    guard var i = nextBlock(s) else { return }
+func dispatch(_ s: State) {
+    guard let first = nextBlock(s) else { return }
+    dispatch(s, from: first)
+}
+
+@inline(never) func dispatch(_ s: State, from first: Insn) {
+    var i = first
     var count: UInt64 = 0
     while true {
         count &+= 1

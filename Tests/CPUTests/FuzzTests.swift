@@ -83,6 +83,9 @@ private final class FuzzMachine {
         s.pointee.hooks.write_msr = { _, index, _ in index & 1 == 0 ? 0 : 1 }
     }
 
+    /// In lockstep: the two processors differed and cannot go on.
+    var isBroken: Bool { machine.processor.lockstepReport != nil }
+
     var counters: (instructions: UInt64, exceptions: UInt64) {
         (machine.state.pointee.instruction_count, machine.state.pointee.exceptions_delivered)
     }
@@ -231,7 +234,7 @@ private final class FuzzMachine {
             exits += 1
             if dice.chance(6) { machine.state.pointee.window_requested = 1 }
             if dice.chance(50) { machine.state.pointee.nmi_pending = 1 }
-            switch processor.run() {
+            switch machine.runProcessor() {
             case .attention:
                 martlet_clear_attention(machine.state)
                 attentions += 1
@@ -245,7 +248,7 @@ private final class FuzzMachine {
                 } else {
                     machine.state.pointee.rip = Place.code + UInt64(dice.below(0x1000))
                 }
-            case .shutdown: return exits
+            case .shutdown, .difference: return exits
             }
         }
         return exits
@@ -330,6 +333,7 @@ private func fuzzSetting(_ name: String) -> UInt64? { getenv(name).map { UInt64(
         var exits = 0
         var scenarios = 0
         var resident = 0
+        var differences = 0
         var instructions: UInt64 = 0
         var exceptions: UInt64 = 0
         repeat {
@@ -340,9 +344,13 @@ private func fuzzSetting(_ name: String) -> UInt64? { getenv(name).map { UInt64(
             exceptions &+= machine.counters.exceptions &- before.exceptions
             seed &+= 1
             scenarios += 1
-            if scenarios % 100 == 0 { machine = FuzzMachine() }
+            if machine.isBroken {
+                Issue.record("seed \(seed - 1)")
+                differences += 1
+            }
+            if scenarios % 100 == 0 || machine.isBroken { machine = FuzzMachine() }
             if scenarios == 100 { resident = residentPages() }
-        } while time(nil) < end
+        } while time(nil) < end && differences < 3
         #expect(exits > scenarios)
         if scenarios > 200 { #expect(residentPages() - resident < 16384, "memory grew by more than 64 MiB") }
         // Otherwise most machines ended at their first instruction, and nothing was tested.

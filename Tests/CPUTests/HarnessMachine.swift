@@ -1,5 +1,6 @@
 internal import CHost
 internal import Glibc
+import Testing
 
 @testable import CPU
 
@@ -65,10 +66,12 @@ final class TestMachine {
     private var extraSlots: [martlet_slot] = []
     var state: State { processor.state }
 
-    init(size: Int = 1 << 20) {
+    /// `isAlone`: the test reaches into the processor, which another one in lockstep would not notice.
+    init(size: Int = 1 << 20, isAlone: Bool = false) {
         ram = GuardedMemory(size: size)
-        // The whole suite runs once more with every block translated at its first entry (scripts/test).
+        // The whole suite runs twice more (scripts/test): with every block translated at its first entry, and so in lockstep.
         if getenv("MARTLET_TEST_TRANSLATOR") != nil { processor.execution = .translator(threshold: 1) }
+        if getenv("MARTLET_TEST_LOCKSTEP") != nil, !isAlone { processor.execution = .lockstep(threshold: 1) }
         processor.setSlots([slot])
     }
 
@@ -89,10 +92,12 @@ final class TestMachine {
     // MARK: Memory
 
     func write(_ bytes: [UInt8], at address: UInt64) {
+        defer { processor.lockstep?.noteHostWrite(address, count: UInt64(bytes.count)) }
         bytes.withUnsafeBytes { (ram.bytes + Int(address)).copyMemory(from: $0.baseAddress!, byteCount: bytes.count) }
     }
 
     func store<T: FixedWidthInteger & BitwiseCopyable>(_ value: T, at address: UInt64) {
+        defer { processor.lockstep?.noteHostWrite(address, count: UInt64(MemoryLayout<T>.size)) }
         (ram.bytes + Int(address)).storeBytes(of: value, as: T.self)
     }
 
@@ -264,7 +269,14 @@ final class TestMachine {
     }
 
     /// Runs until an exception is in its handler. Nil: something else happened.
-    func run() -> Trapped? { trapped(after: processor.run()) }
+    func run() -> Trapped? { trapped(after: runProcessor()) }
+
+    /// A run that must not end in a difference between two processors in lockstep.
+    func runProcessor() -> Stop {
+        let stop = processor.run()
+        if case .difference = stop { Issue.record("\(processor.lockstepReport ?? "a difference without a report")") }
+        return stop
+    }
 }
 
 /// A small generator with a seed, so that every failure can be had again.

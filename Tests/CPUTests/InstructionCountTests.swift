@@ -89,7 +89,9 @@ import Testing
         Row(what: "faults midway", code: [0xF3, 0xAA, hlt], registers: [1: 0x3000, 7: ram], count: 1),
     ]
 
-    private static let executions: [Execution] = [.interpreter, .translator(threshold: 1), .translator(threshold: 3)]
+    private static let executions: [Execution] = [
+        .interpreter, .translator(threshold: 1), .translator(threshold: 3), .lockstep(threshold: 1),
+    ]
 
     private func run(_ machine: TestMachine, _ row: Row, attention: Bool) -> UInt64? {
         let s = machine.state
@@ -101,11 +103,11 @@ import Testing
         let before = s.pointee.instruction_count
         for _ in 0..<1000 {
             if attention { martlet_request_attention(s) }
-            switch machine.processor.run() {
+            switch machine.runProcessor() {
             case .attention:
                 martlet_clear_attention(s)
                 // Answered and single instructions go ahead; the rest begins only now.
-                if case .halt = machine.processor.run() { return s.pointee.instruction_count - before }
+                if case .halt = machine.runProcessor() { return s.pointee.instruction_count - before }
                 answer(s)
             case .mmio, .portIO: answer(s)
             case .halt: return s.pointee.instruction_count - before
@@ -129,6 +131,7 @@ import Testing
         for execution in Self.executions {
             let machine = TestMachine()
             machine.processor.execution = execution
+            machine.state.pointee.counts_instructions = 1
             machine.enterPagedLong()
             machine.map(0, to: 0xFEE0_0000, 3)
             machine.map(1, to: Pages.frame, 3)

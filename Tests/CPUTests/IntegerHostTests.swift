@@ -60,6 +60,7 @@ private final class IntegerBench {
             (native + Int(address - Scratch.base)).copyMemory(from: $0.baseAddress!, byteCount: bytes.count)
             (guest.bytes + Int(address - Scratch.base)).copyMemory(from: $0.baseAddress!, byteCount: bytes.count)
         }
+        machine.processor.lockstep?.noteHostWrite(address, count: UInt64(bytes.count))
     }
 
     /// New random contents of data and stack.
@@ -78,7 +79,10 @@ private final class IntegerBench {
         copyToGuest()
     }
 
-    func copyToGuest() { guest.bytes.copyMemory(from: native, byteCount: 0x8000) }
+    func copyToGuest() {
+        guest.bytes.copyMemory(from: native, byteCount: 0x8000)
+        machine.processor.lockstep?.noteHostWrite(Scratch.base, count: 0x8000)
+    }
 
     func firstDifference() -> Int? {
         if memcmp(native, guest.bytes, 0x8000) == 0 { return nil }

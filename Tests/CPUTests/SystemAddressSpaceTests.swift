@@ -17,7 +17,7 @@ import Testing
     private static let invlpg: [UInt8] = [0x0F, 0x01, 0x3B]
 
     private func machine(identifiers: Bool = true) -> TestMachine {
-        let machine = TestMachine(size: 4 << 20)
+        let machine = TestMachine(size: 4 << 20, isAlone: true)
         machine.enterPagedLong()
         if identifiers { machine.state.pointee.cr4 |= Self.pcide }
         machine.processor.flushTLB()
@@ -73,7 +73,7 @@ import Testing
 
     /// Outside long mode there are no PCIDs.
     @Test func protectedMode() throws {
-        let machine = TestMachine()
+        let machine = TestMachine(isAlone: true)
         machine.enterProtected()
         let trapped = try #require(machine.execute(Self.toCR4, [0: 0x600 | Self.pcide]))
         #expect(trapped.vector == 13 && machine.state.pointee.cr4 == 0x600)
@@ -305,7 +305,7 @@ import Testing
 
     /// INVLPG with any address of a large page takes all of it (SDM vol. 3A §4.10.2.3), its code too.
     @Test(arguments: large) func largePages(level: Int, bits: UInt64) throws {
-        let machine = TestMachine(size: 8 << 20)
+        let machine = TestMachine(size: 8 << 20, isAlone: true)
         machine.enterPagedLong()
         // From frame 2 MiB on to 4 MiB: as a page of 2 MiB, or by the same offset inside one of 1 GiB.
         let first: UInt64 = 0x20_0000

@@ -38,7 +38,7 @@ import Testing
         var fragments: [Fragment] = []
         var answer: UInt64 = 0x0807_0605_0403_0201
         while fragments.count < 100 {
-            switch machine.processor.run() {
+            switch machine.runProcessor() {
             case .mmio:
                 let fragment = s.mmioFragments + Int(s.pointee.mmio_count)
                 let isWrite = fragment.pointee.is_write != 0
@@ -178,14 +178,14 @@ import Testing
         s.setRegister(4, Place.userStack)
         s.pointee.rip = Place.code
         s.setFlags(0x202)
-        #expect(machine.processor.run() == .mmio)
+        #expect(machine.runProcessor() == .mmio)
         #expect(!machine.processor.canAcceptInterrupt)
         s.mmioFragments.pointee.value = 9
         s.pointee.mmio_count = 1
         s.pointee.mmio_pending = 0
         s.pointee.window_requested = 1
         martlet_request_attention(s)
-        let stop = machine.processor.run()
+        let stop = machine.runProcessor()
         #expect(stop == .window || stop == .attention)
         #expect(s.pointee.rip == Place.code + 2)
         #expect(s.register(0) == 9)
@@ -199,12 +199,12 @@ import Testing
         s.setRegister(3, Pages.base)
         s.setRegister(4, Place.userStack)
         s.pointee.rip = Place.code
-        #expect(machine.processor.run() == .mmio)
+        #expect(machine.runProcessor() == .mmio)
         s.mmioFragments.pointee.value = 9
         s.pointee.mmio_count = 1
         s.pointee.mmio_pending = 0
         machine.map(0, to: Self.device + 0x5000, 3)
-        #expect(machine.processor.run() == .mmio)
+        #expect(machine.runProcessor() == .mmio)
         #expect(s.pointee.mmio_count == 0)
         #expect(s.mmioFragments.pointee.address == Self.device + 0x5000)
         s.mmioFragments.pointee.value = 8

@@ -34,7 +34,7 @@ import Testing
         s.setRegister(1, 0x1234_5678)
         s.setRegister(4, Place.userStack)
         s.pointee.rip = Place.code
-        let stop = machine.processor.run()
+        let stop = machine.runProcessor()
         if !hasGate {
             #expect(stop == .shutdown)
             return
@@ -91,7 +91,7 @@ import Testing
         s.setRegister(0, UInt64(Selector.kernelData))
         s.pointee.rip = Place.code
         s.pointee.window_requested = 1
-        #expect(machine.processor.run() == .window)
+        #expect(machine.runProcessor() == .window)
         #expect(s.pointee.rip == Place.code + offset)
         #expect(machine.processor.canAcceptInterrupt)
         s.pointee.window_requested = 0
@@ -112,7 +112,7 @@ import Testing
         // As behind an STI: MOV SS runs in its shadow and casts its own.
         s.pointee.interrupt_shadow = 1
         s.pointee.window_requested = 1
-        #expect(machine.processor.run() == .window)
+        #expect(machine.runProcessor() == .window)
         #expect(s.pointee.rip == Place.code + 3)
     }
 
@@ -252,7 +252,7 @@ import Testing
         s.setRegister(7, Pages.base)
         s.setRegister(4, Place.userStack)
         s.pointee.rip = Place.code
-        #expect(machine.processor.run() == .mmio)
+        #expect(machine.runProcessor() == .mmio)
         machine.processor.invalidateCode(page: Int(Place.code >> 12))
         s.pointee.mmio_count = 1
         s.pointee.mmio_pending = 0

@@ -12,7 +12,7 @@ struct SystemFetchTests {
 
     /// Two address spaces that differ in where `target` leads; both map it global or both not.
     private func machine(isGlobal: Bool) throws -> (TestMachine, [UInt64]) {
-        let machine = TestMachine()
+        let machine = TestMachine(isAlone: true)
         var roots: [UInt64] = []
         for (number, physical) in Self.physicalPages.enumerated() {
             let code: [UInt8] = [0xBB, UInt8(number + 1), 0, 0, 0, 0xF4]
@@ -70,7 +70,7 @@ struct SystemFetchTests {
         registers.rcx = Self.target
         registers.rflags = 2
         machine.processor.registers = registers
-        #expect(machine.processor.run() == .halt)
+        #expect(machine.runProcessor() == .halt)
         return machine.processor.registers.rbx
     }
 

@@ -299,7 +299,7 @@ import Testing
         s.setRegister(2, UInt64(port))
         s.setRegister(4, Place.userStack)
         s.pointee.rip = Place.code
-        let stop = machine.processor.run()
+        let stop = machine.runProcessor()
         if allowed {
             #expect(stop == .portIO)
             #expect(s.pointee.port_number == port)
@@ -360,7 +360,7 @@ import Testing
         ]
         machine.write(program, at: 0x1000)
         s.pointee.rip = 0x1000
-        #expect(machine.processor.run() == .halt)
+        #expect(machine.runProcessor() == .halt)
         #expect(s.register(3) == 11)
         #expect(machine.load(0x3020, as: UInt16.self) == 11)
         #expect(machine.load(0x300F, as: UInt8.self) == 0x41)
@@ -371,7 +371,7 @@ import Testing
         machine.write([0xF4], at: 0x4000)
         machine.write([0xA1, 0xFF, 0xFF], at: 0x1800)
         s.pointee.rip = 0x1800
-        #expect(machine.processor.run() == .halt)
+        #expect(machine.runProcessor() == .halt)
         #expect(s.pointee.rip == 0x3001)
     }
 }

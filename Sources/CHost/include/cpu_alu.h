@@ -151,15 +151,16 @@ MARTLET_LOCKED_EXCHANGE("w", 16)
 MARTLET_LOCKED_EXCHANGE("l", 32)
 MARTLET_LOCKED_EXCHANGE("q", 64)
 
-// One-operand multiplication: low half returned, high half stored. Undefined flags are the host's.
+// One-operand multiplication: low half returned, high half stored. Undefined flags are the host's, which may keep those
+// that it finds.
 #define MARTLET_MULTIPLY(NAME, INSN, SFX, BITS)                                                        \
     static inline __attribute__((always_inline)) uint##BITS##_t alu_##NAME##BITS(uint##BITS##_t a, uint##BITS##_t b,                  \
                                                   uint##BITS##_t *_Nonnull high,                       \
                                                   uint16_t *_Nonnull status) {                         \
-        uint64_t flags = a, low;                                                                       \
+        uint64_t flags = *status, low, first = a;                                                      \
         uint##BITS##_t d;                                                                              \
-        __asm__(INSN SFX " %3\n\tmovq %%rax, %2\n\t" CAPTURE                                           \
-                : "+&a"(flags), "=&d"(d), "=&r"(low) : "r"(b) : "cc");                                 \
+        __asm__(RESTORE "movq %4, %%rax\n\t" INSN SFX " %3\n\tmovq %%rax, %2\n\t" CAPTURE              \
+                : "+&a"(flags), "=&d"(d), "=&r"(low) : "r"(b), "r"(first) : "cc");                     \
         *high = d;                                                                                     \
         *status = (uint16_t)flags;                                                                     \
         return (uint##BITS##_t)low;                                                                    \
@@ -169,9 +170,9 @@ MARTLET_ALL_NO_BYTE(MARTLET_MULTIPLY, imulwide, "imul")
 // AL * operand: the whole product in AX.
 #define MARTLET_MULTIPLY8(NAME, INSN)                                                                  \
     static inline __attribute__((always_inline)) uint16_t alu_##NAME##8(uint8_t a, uint8_t b, uint16_t *_Nonnull status) {            \
-        uint16_t flags = a, product;                                                                   \
-        __asm__(INSN " %2\n\tmovw %%ax, %1\n\t" CAPTURE                                                \
-                : "+&a"(flags), "=&r"(product) : "r"(b) : "cc");                                       \
+        uint16_t flags = *status, product, first = a;                                                  \
+        __asm__(RESTORE "movw %3, %%ax\n\t" INSN " %2\n\tmovw %%ax, %1\n\t" CAPTURE                    \
+                : "+&a"(flags), "=&r"(product) : "r"(b), "r"(first) : "cc");                           \
         *status = flags;                                                                               \
         return product;                                                                                \
     }

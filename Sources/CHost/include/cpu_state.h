@@ -51,12 +51,13 @@ typedef struct martlet_tlb_entry {
     uint64_t read_tag;
     uint64_t write_tag;
     uint64_t host; // of the page's first byte
-    uint64_t flags; // MARTLET_TLB_*
+    uint64_t flags; // MARTLET_TLB_*, and from bit 12 on the page's guest-physical address
 } martlet_tlb_entry;
 
 enum {
     MARTLET_TLB_GLOBAL = 1,
     MARTLET_TLB_NOT_IN_SITES = 2, // a user page that supervisor mode may touch only while RFLAGS.AC is set
+    MARTLET_TLB_CODE = 4,         // could be written but for the page's decoded code: a store must look for that first
 };
 
 // Where the instructions at a guest-virtual page come from. `tag` is the page's address, or all ones. User mode and
@@ -223,6 +224,7 @@ enum {
     MARTLET_STOP_HALT = 4,
     MARTLET_STOP_SHUTDOWN = 5,
     MARTLET_STOP_ATTENTION = 6,
+    MARTLET_STOP_REPEAT = 7,    // go on at rip, with the rest of a repetition
 };
 
 // Bits of `vector_units`: what CR0, CR4, XCR0 and the mode allow at the moment.
@@ -372,6 +374,9 @@ typedef struct martlet_cpu {
 
     martlet_jump_entry jumps[MARTLET_JUMP_ENTRIES];
 
+    // Lockstep (CPU/Lockstep): two processors that must do the same.
+    uint8_t in_lockstep;              // 1: attention does not split a repetition, and each fetch translation is kept
+    uint64_t (*_Nullable host_tsc)(void *_Nullable context); // instead of the host's own counter; context as for hooks
     uint8_t extended[MARTLET_EXTENDED_SIZE] __attribute__((aligned(16))); // an XSAVE area being put together or read
     uint64_t space_clock;             // of the address spaces' last_used
     uint32_t tlb_epoch;               // complete flushes of all address spaces, from 1
@@ -392,6 +397,15 @@ static inline __attribute__((always_inline)) void martlet_request_attention(mart
 }
 static inline __attribute__((always_inline)) void martlet_clear_attention(martlet_cpu *_Nonnull cpu) {
     __atomic_store_n(&cpu->attention, 0, __ATOMIC_SEQ_CST);
+}
+// Lockstep: lets the inner loop end where it looks at attention next, from whatever thread. Real attention is kept.
+static inline void martlet_end_unit(martlet_cpu *_Nonnull cpu) {
+    uint32_t none = 0;
+    __atomic_compare_exchange_n(&cpu->attention, &none, 4, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}
+static inline void martlet_forget_end_of_unit(martlet_cpu *_Nonnull cpu) {
+    uint32_t ending = 4;
+    __atomic_compare_exchange_n(&cpu->attention, &ending, 0, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 }
 // Between these two the inner loop ends behind one instruction, as if there were attention. Real attention is kept.
 static inline void martlet_begin_step(martlet_cpu *_Nonnull cpu) {

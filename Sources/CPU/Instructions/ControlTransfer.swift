@@ -31,6 +31,8 @@ func continueAtRIP(_ s: State) -> Insn? {
 }
 
 @inline(never) private func branchSlow(_ s: State, _ i: Insn, _ target: UInt64) -> Insn? {
+    // The branch itself faults (SDM vol. 2, JMP).
+    if s.pointee.mode == CodeMode.bits64, !isCanonical(target) { return fault(s, i, .generalProtection) }
     let pageRIP = s.register(Int(MARTLET_PAGE_RIP_REGISTER))
     s.pointee.rip = target
     let flushes = s.pointee.cache_flushes
@@ -95,12 +97,15 @@ let callHandler: Handler = { s, i in
 let call64Handler: Handler = { s, i in
     let next =
         s.register(Int(MARTLET_PAGE_RIP_REGISTER)) &+ UInt64(i.pointee.page_offset) &+ UInt64(i.pointee.length)
+    let target = next &+ i.pointee.immediate
+    // Before anything is pushed (SDM vol. 2, CALL).
+    guard isCanonical(target) else { return fault(s, i, .generalProtection) }
     let address = s.register(4) &- 8
     guard let pointer = writePointer(s, address, 8) else { return stopOnStack(s, i) }
     pointer.storeBytes(of: next, as: UInt64.self)
     guard commit(s, pointer, 8) else { return stop(s, i) }
     s.setRegister(4, address)
-    return branch(s, i, next &+ i.pointee.immediate)
+    return branch(s, i, target)
 }
 
 private func pushReturnAddress(_ s: State, _ i: Insn) -> Bool {

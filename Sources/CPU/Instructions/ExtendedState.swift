@@ -145,6 +145,8 @@ extension UnsafeMutablePointer<martlet_cpu> {
     /// Puts the legacy region together (SDM vol. 1 §13.4.1).
     private func fillLegacyRegion(isWide: Bool) {
         area.copyMemory(from: fxImage, byteCount: FXImage.xmmRegisters)
+        // Stubs leave the host's MXCSR_MASK there.
+        area.storeBytes(of: FXImage.mxcsrBits, toByteOffset: FXImage.mxcsrMask, as: UInt32.self)
         if !isWide { narrowPointers() }
         storeXMMRegisters(to: area + FXImage.xmmRegisters)
     }

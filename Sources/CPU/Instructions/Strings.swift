@@ -162,9 +162,11 @@ private struct Pause {
 @inline(__always) private func pauseRepeat(_ s: State, _ i: Insn, _ budget: Int) -> Pause? {
     let answered = s.pointee.mmio_count | UInt32(s.pointee.port_answered) != 0
     let traps = s.pointee.rflags & RFlags.trap != 0
-    guard answered || traps || budget <= 0 || martlet_attention(s) != 0 else { return nil }
+    let hasAttention = martlet_attention(s) != 0 && s.pointee.in_lockstep == 0
+    guard answered || traps || budget <= 0 || hasAttention else { return nil }
     // The last element ends the instruction; otherwise it is restarted where it stands.
     if offset(s, i, 1) == 0 { return Pause(next: i + 1) }
+    s.pointee.stop = UInt32(MARTLET_STOP_REPEAT)
     return Pause(next: stop(s, i))
 }
 

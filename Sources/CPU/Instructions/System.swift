@@ -433,8 +433,14 @@ let hltHandler: Handler = { s, i in
     return nil
 }
 
+/// The host's time-stamp counter, or what lockstep gives for it.
+func hostTSC(_ s: State) -> UInt64 {
+    if let source = s.pointee.host_tsc { return source(s.pointee.hooks.context) }
+    return alu_rdtsc()
+}
+
 /// The guest's time-stamp counter.
-func readTSC(_ s: State) -> UInt64 { alu_rdtsc() &+ s.pointee.tsc_offset }
+func readTSC(_ s: State) -> UInt64 { hostTSC(s) &+ s.pointee.tsc_offset }
 
 let rdtscHandler: Handler = { s, i in
     if s.pointee.cr4 & Control.timeStampDisable != 0, s.pointee.cpl != 0 { return fault(s, i, .generalProtection) }

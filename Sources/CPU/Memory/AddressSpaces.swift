@@ -380,6 +380,7 @@ func protectCodePage(_ s: State, _ code: UnsafeMutablePointer<martlet_page_code>
                 let line = lines + index
                 if line.pointee.host == host, line.pointee.write_tag == line.pointee.read_tag {
                     line.pointee.write_tag = impossibleTag(index)
+                    line.pointee.flags |= UInt64(MARTLET_TLB_CODE)
                 }
             }
             martlet_lines(space, UInt32(table), 0).forEach(protect)
@@ -407,6 +408,8 @@ func selectSpace(_ s: State, flushes: Bool) {
     space.pointee.last_used = s.pointee.space_clock
     s.pointee.space = space
     selectTable(s)
+    // In lockstep what is fetched anew must not hang on which jump entries there are.
+    if s.pointee.in_lockstep != 0 { bumpAllGenerations(s) }
     updateFetchKey(s)
 }
 

@@ -90,6 +90,7 @@ private func entryPointer(_ s: State, _ guestPhysical: UInt64) -> UnsafeMutableR
 private func noteEntryWrite(_ s: State, _ guestPhysical: UInt64) -> Bool {
     guard let slot = findSlot(s, guestPhysical), slot.pointee.flags & slotReadOnly == 0 else { return false }
     markDirty(s, slot, guestPhysical)
+    noteCodeWrite(s, guestPhysical, 1)
     return true
 }
 
@@ -272,6 +273,7 @@ func resolveSystem(_ s: State, _ address: UInt64, _ kind: UInt8) -> PageTarget? 
 }
 
 private func resolve(_ s: State, _ address: UInt64, _ request: AccessRequest) -> PageTarget? {
+    if let target = knownTarget(s, address, request) { return target }
     s.pointee.tlb_misses &+= 1
     guard let translation = translate(s, address, request) else { return nil }
     let physical = translation.guestPhysical
@@ -286,8 +288,37 @@ private func resolve(_ s: State, _ address: UInt64, _ request: AccessRequest) ->
     return PageTarget(guestPhysical: physical, host: host)
 }
 
+/// What a line already says. An access that takes the slow path for another reason (it crosses pages, the page holds
+/// code) must not look at the page tables again: what the guest sees then hangs on its accesses alone, and not on how
+/// they are executed.
+@inline(__always) private func knownTarget(_ s: State, _ address: UInt64, _ request: AccessRequest) -> PageTarget? {
+    let index = tlbIndex(address)
+    let line =
+        martlet_tlb_table(s.pointee.space.unsafelyUnwrapped, UInt32(TLBTable.serving(request))) + index
+    let page = address & ~pageMask
+    guard line.pointee.read_tag == page else { return nil }
+    let physical = line.pointee.flags & ~pageMask
+    if request.isWrite, line.pointee.write_tag != page {
+        guard line.pointee.flags & UInt64(MARTLET_TLB_CODE) != 0 else { return nil }
+        allowWrites(s, line, physical)
+    }
+    return PageTarget(guestPhysical: physical | (address & pageMask), host: hostPointer(line, address))
+}
+
+/// Stores through a line need not look for code any more, once the page has none.
+private func allowWrites(_ s: State, _ line: UnsafeMutablePointer<martlet_tlb_entry>, _ physical: UInt64) {
+    guard let slot = findSlot(s, physical) else { return }
+    let code = s.pointee.page_code.unsafelyUnwrapped + pageIndex(slot, physical)
+    guard code.pointee.granules == 0 else { return }
+    code.pointee.writable_epoch = s.pointee.tlb_epoch
+    line.pointee.write_tag = line.pointee.read_tag
+    line.pointee.flags &= ~UInt64(MARTLET_TLB_CODE)
+}
+
 let slotReadOnly: UInt32 = 2
 let slotLogsDirty: UInt32 = 1
+/// Not KVM's: `Processor.writtenPages` is kept.
+let slotNotesWrites: UInt32 = 1 << 31
 
 /// Number of a guest-physical page in the per-page tables.
 @inline(__always) func pageIndex(_ slot: UnsafeMutablePointer<martlet_slot>, _ physical: UInt64) -> Int {
@@ -307,21 +338,24 @@ private func fillLine(
     // code, and (SDM vol. 3A §4.6.1) may be written at this privilege.
     let mayWrite =
         (translation.isWritable || (table != TLBTable.user && s.pointee.cr0 & Control.writeProtect == 0))
-        && translation.isDirty && slot.pointee.flags & slotReadOnly == 0 && code.pointee.granules == 0
-        && (wrote || slot.pointee.flags & slotLogsDirty == 0)
-    if mayWrite { code.pointee.writable_epoch = s.pointee.tlb_epoch }
+        && translation.isDirty && slot.pointee.flags & slotReadOnly == 0
+        && (wrote || slot.pointee.flags & (slotLogsDirty | slotNotesWrites) == 0)
+    let hasCode = code.pointee.granules != 0
+    if mayWrite, !hasCode { code.pointee.writable_epoch = s.pointee.tlb_epoch }
+    // Sites outlive the line of their page, but which there are hangs on how the guest is executed.
+    if s.pointee.in_lockstep != 0, line.pointee.read_tag != page { forgetSites(s, page: line.pointee.read_tag) }
     line.pointee.read_tag = page
-    line.pointee.write_tag = mayWrite ? page : impossibleTag(index)
+    line.pointee.write_tag = mayWrite && !hasCode ? page : impossibleTag(index)
     line.pointee.host = UInt64(UInt(bitPattern: host)) &- (address & pageMask)
     let isRestricted = translation.isUser && table != TLBTable.user && s.pointee.cr4 & Control.smap != 0
     line.pointee.flags =
-        (translation.isGlobal ? UInt64(MARTLET_TLB_GLOBAL) : 0)
-        | (isRestricted ? UInt64(MARTLET_TLB_NOT_IN_SITES) : 0)
+        (translation.guestPhysical & ~pageMask) | (translation.isGlobal ? UInt64(MARTLET_TLB_GLOBAL) : 0)
+        | (isRestricted ? UInt64(MARTLET_TLB_NOT_IN_SITES) : 0) | (mayWrite && hasCode ? UInt64(MARTLET_TLB_CODE) : 0)
     noteFilled(s, space, table: table, address, translation)
 }
 
 private func markDirty(_ s: State, _ slot: UnsafeMutablePointer<martlet_slot>, _ physical: UInt64) {
-    guard slot.pointee.flags & slotLogsDirty != 0, let owner = s.pointee.owner else { return }
+    guard slot.pointee.flags & (slotLogsDirty | slotNotesWrites) != 0, let owner = s.pointee.owner else { return }
     Unmanaged<Processor>.fromOpaque(owner).takeUnretainedValue().markDirty(pageIndex(slot, physical))
 }
 
@@ -353,6 +387,8 @@ func fetchPage(_ s: State, _ address: UInt64) -> UnsafeMutablePointer<martlet_fe
         s.pointee.exception_cr2 = address
         return nil
     }
+    // Jump entries outlive the entry of their page, but which there are hangs on how the guest is executed.
+    if s.pointee.in_lockstep != 0, entry.pointee.tag != .max { bumpAllGenerations(s) }
     noteFetched(s, space, page, isUser: isUser, translation)
     entry.pointee.tag = page
     entry.pointee.guest_physical = translation.guestPhysical & ~pageMask

@@ -280,10 +280,30 @@ extension BlockTranslator {
         }
     }
 
+    /// A target that is not canonical is #GP before anything is pushed (SDM vol. 2, CALL): bits 63–47 of the waiting
+    /// target must be equal. Flags stay.
+    private mutating func checkTarget(_ i: Insn) {
+        let rcx = HostRegister.rcx
+        let low = HostRegister.scratch2
+        let upper = HostOperand.state(Int(MARTLET_BRANCH_TARGET) + 4)
+        host.store(rcx, toState: rcx * 8)
+        // movsxd rcx, [upper]; movsx low, word [upper]; not low; lea rcx, [rcx + low + 1]: zero when they are equal
+        host.operation(0x63, size: 8, reg: rcx, upper)
+        host.operation(map: 1, 0xBF, size: 8, reg: low, upper)
+        host.operation(0xF7, size: 8, reg: 2, .register(low))
+        host.lea(rcx, base: rcx, index: low, displacement: 1)
+        let isCanonical = host.jumpIfRCXIsZero()
+        host.load(rcx, fromState: rcx * 8)
+        callInterpreter(i)
+        host.patch8(at: isCanonical, to: host.position)
+        host.load(rcx, fromState: rcx * 8)
+    }
+
     /// The target waits in the state while the return address is pushed.
     mutating func indirectCall(_ i: Insn, _ index: Int) {
         loadIndirect(i, index)
         host.store(HostRegister.scratch, toState: Int(MARTLET_BRANCH_TARGET))
+        checkTarget(i)
         pushReturn(i, index, which: 1)
         countPass(Int(i.pointee.position) + 1)
         host.load(HostRegister.scratch, fromState: Int(MARTLET_BRANCH_TARGET))

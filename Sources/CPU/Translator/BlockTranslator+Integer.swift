@@ -370,8 +370,9 @@ extension BlockTranslator {
         let source = fetch(i.pointee.reg, into: HostRegister.scratch2)
         host.operation(
             map: map, opcode, size: size, reg: source, .register(target), byteReg: isByte, byteRM: isByte)
-        keep(target, i.pointee.rm)
+        // The destination last: XADD of a register with itself doubles it (SDM vol. 2).
         keep(source, i.pointee.reg)
+        keep(target, i.pointee.rm)
     }
 
     mutating func byteSwap(_ i: Insn) {

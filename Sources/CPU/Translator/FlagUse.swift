@@ -18,8 +18,10 @@ struct FlagUse {
             return
         }
         switch mnemonic {
-        case .add, .or, .and, .sub, .xor, .cmp, .test, .neg, .cmpxchg, .xadd, .imul2, .imul3, .mul, .imul1, .popcnt:
+        case .add, .or, .and, .sub, .xor, .cmp, .test, .neg, .cmpxchg, .xadd, .popcnt:
             self.init(reads: false, kills: true)
+        // SF, ZF, AF and PF are undefined, which means that Intel's processors leave them as they were.
+        case .imul2, .imul3, .mul, .imul1: self.init(reads: false, kills: false)
         case .adc, .sbb: self.init(reads: true, kills: true)
         case .shl, .sal, .shr, .sar:
             // By CL or by a count that masks to 0 the flags stay.

@@ -7,7 +7,7 @@ internal import Glibc
 extension Processor {
     /// Makes the first instruction of a new block count its entries.
     func watchForTranslation(_ first: Insn, _ count: Int) {
-        guard case .translator(let threshold) = execution, count > 0, state.pointee.mode == CodeMode.bits64,
+        guard let threshold = execution.threshold, count > 0, state.pointee.mode == CodeMode.bits64,
             arena.isAvailable
         else { return }
         first.pointee.block_length = UInt8(truncatingIfNeeded: count)

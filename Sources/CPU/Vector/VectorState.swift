@@ -152,6 +152,8 @@ func fxsave(_ s: State, _ i: Insn) -> Insn? {
     guard let address = imageAddress(s, i, AccessKind.write) else { return stop(s, i) }
     var image = s.fxImage.load(as: martlet_fx_image.self)
     if i.pointee.rex & 8 == 0 { narrowPointers(&image) }
+    // Stubs leave the host's MXCSR_MASK here.
+    image.words.3 = UInt64(s.mxcsr) | UInt64(FXImage.mxcsrBits) << 32
     let count = imageRegisters(s)
     let done = withUnsafeMutableBytes(of: &image) {
         s.storeXMMRegisters(to: $0.baseAddress! + FXImage.xmmRegisters, count: count)
