@@ -93,6 +93,11 @@ let package = Package(
         .testTarget(
             name: "VMMTests", dependencies: ["CHost", "DeviceModel", "Hypervisor", "Platform", "VMM", "X86"],
             swiftSettings: strict),
-        .testTarget(name: "CommandLineToolTests", dependencies: ["CommandLineTool", "VMM"], swiftSettings: strict),
+        .testTarget(
+            name: "CommandLineToolTests",
+            dependencies: [
+                "CommandLineTool", "VMM", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: strict),
     ]
 )

@@ -66,6 +66,12 @@ struct EndReport {
                 "The guest ended with a triple fault\(place): its exception handlers did not work. "
                     + "Check that the kernel is made for this machine."
             )
+        case .enginesDiffer(let report):
+            return (
+                .enginesDiffer,
+                "The translator and the interpreter differ: one of them executed the guest wrongly. Please report it "
+                    + "with the guest's kernel and command line, and this:\n\(report)"
+            )
         case .engineFailure(let reason):
             let advice =
                 engineName == "kvm"

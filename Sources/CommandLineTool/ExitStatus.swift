@@ -9,6 +9,7 @@ struct ExitStatus: Error, Equatable {
     static let guestPanicked = ExitStatus(rawValue: 120)
     static let tripleFault = ExitStatus(rawValue: 121)
     static let engineFailed = ExitStatus(rawValue: 122)
+    static let enginesDiffer = ExitStatus(rawValue: 123)
     static let timedOut = ExitStatus(rawValue: 124)
     static let martletFailed = ExitStatus(rawValue: 125)
 

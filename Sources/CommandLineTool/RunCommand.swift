@@ -36,6 +36,7 @@ struct RunCommand: ParsableCommand {
               120      the guest's kernel panicked
               121      triple fault: the guest's processor shut down
               122      the engine could not go on (with --accel kvm: try --accel soft)
+              123      with --engine lockstep: the translator and the interpreter differ
               124      --timeout was reached
               125      Martlet could not start or continue: the line on standard error says why
               128+N    ended by signal N
@@ -67,8 +68,8 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "How the software engine executes: interpreter (the default), or translator, faster and younger.",
-            valueName: "interpreter|translator"),
+            "How the software engine executes: interpreter (the default); translator, faster and younger; or lockstep, both at once, which stops where they differ.",
+            valueName: "interpreter|translator|lockstep"),
         transform: SoftwareEngineOption.parse)
     var engine: SoftwareEngine = .interpreter
 

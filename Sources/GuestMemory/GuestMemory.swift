@@ -1,5 +1,6 @@
 internal import CHost
 public import Host
+internal import Synchronization
 public import X86
 
 /// What an access to guest-physical memory can fail with: some byte of it is not RAM.
@@ -32,6 +33,10 @@ public struct MemoryRegion: Sendable {
 /// Guest-physical RAM as the devices and boot loaders see it. The only place that turns a guest-physical address into
 /// a host pointer. Guest memory changes under our feet: it is copied in and out, never lent.
 public final class GuestMemory: Sendable {
+    /// Called behind each write from this side.
+    public typealias WriteObserver = @Sendable (GuestPhysicalAddress, _ count: Int) -> Void
+    private let observer = Mutex<WriteObserver?>(nil)
+
     /// Sorted by base, not overlapping.
     public let regions: [MemoryRegion]
 
@@ -73,6 +78,7 @@ public final class GuestMemory: Sendable {
         _ value: T, at address: GuestPhysicalAddress
     ) throws(GuestMemoryFault) {
         try pointer(at: address, length: MemoryLayout<T>.size, forWriting: true).storeBytes(of: value, as: T.self)
+        noteWrite(at: address, count: MemoryLayout<T>.size)
     }
 
     /// Copies `count` bytes out of guest memory.
@@ -93,5 +99,15 @@ public final class GuestMemory: Sendable {
         array.withUnsafeBytes { source in
             if let base = source.baseAddress { target.copyMemory(from: base, byteCount: source.count) }
         }
+        noteWrite(at: address, count: array.count)
+    }
+
+    /// An engine that keeps what it derived from guest memory wants to know of each write.
+    public func observeWrites(_ observer: @escaping WriteObserver) {
+        self.observer.withLock { $0 = observer }
+    }
+
+    private func noteWrite(at address: GuestPhysicalAddress, count: Int) {
+        if let observer = observer.withLock({ $0 }), count > 0 { observer(address, count) }
     }
 }

@@ -42,6 +42,9 @@ public protocol VirtualMachine: AnyObject, Sendable {
     func setTSSAddress(_ address: UInt32) throws(HypervisorError)
     func setIdentityMapAddress(_ address: UInt64) throws(HypervisorError)
 
+    /// The host wrote to guest memory while or after the guest ran (DMA). KVM sees that by itself.
+    func noteMemoryWritten(at address: GuestPhysicalAddress, count: Int)
+
     /// KVM_CREATE_IRQCHIP: local APICs, I/O APIC (GSI 0–23) and the PIC pair (GSI 0–15), wired as on a PC.
     func createIRQChip() throws(HypervisorError)
 
@@ -89,6 +92,8 @@ public enum VirtualCPUExit: Equatable, Sendable {
     case internalError(suberror: UInt32, instruction: [UInt8])
     /// KVM_EXIT_SYSTEM_EVENT.
     case systemEvent(type: UInt32)
+    /// No exit of KVM's: the software engine in lockstep found that its two ways of executing differ. It cannot go on.
+    case difference(report: String)
     /// Any other reason, by its number.
     case other(reason: UInt32)
 }
@@ -141,6 +146,18 @@ public protocol VirtualCPU: AnyObject {
     /// Statistics and the last exception that the engine delivered, where it can know: for messages, not for logic.
     var lastException: LastException? { get }
     var instructionCount: UInt64? { get }
+
+    /// What only the end of a run shows, and takes long to find: a report of what the engine did wrong. KVM knows of
+    /// nothing; the software engine in lockstep compares all of guest memory.
+    func finalReport() -> String?
+}
+
+extension VirtualMachine {
+    public func noteMemoryWritten(at address: GuestPhysicalAddress, count: Int) {}
+}
+
+extension VirtualCPU {
+    public func finalReport() -> String? { nil }
 }
 
 /// The last exception an engine delivered to its guest.

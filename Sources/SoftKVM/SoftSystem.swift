@@ -8,6 +8,8 @@ public enum SoftwareEngine: String, CaseIterable, Sendable {
     case interpreter
     /// Hot 64-bit code as host code.
     case translator
+    /// Both at once on the same guest, compared: for finding faults in either.
+    case lockstep
 
     /// Cold code is cheaper to interpret than to translate.
     private static let translationThreshold: Int32 = 16
@@ -16,6 +18,7 @@ public enum SoftwareEngine: String, CaseIterable, Sendable {
         switch self {
         case .interpreter: .interpreter
         case .translator: .translator(threshold: Self.translationThreshold)
+        case .lockstep: .lockstep(threshold: Self.translationThreshold)
         }
     }
 }

@@ -58,6 +58,14 @@ final class SoftVirtualMachine: VirtualMachine {
         return result
     }
 
+    func noteMemoryWritten(at address: GuestPhysicalAddress, count: Int) {
+        for cpu in core.cpus {
+            cpu.withStoppedProcessor {
+                $0.noteMemoryWritten(at: address.rawValue, count: UInt64(clamping: count))
+            }
+        }
+    }
+
     // Only VT-x without unrestricted guests needs these pages: nothing to do.
     func setTSSAddress(_ address: UInt32) throws(HypervisorError) {}
     func setIdentityMapAddress(_ address: UInt64) throws(HypervisorError) {}
@@ -195,6 +203,9 @@ final class SoftVirtualMachine: VirtualMachine {
             throw failure(operation, EINVAL, "vCPU \(id) is not in 0–\(Self.virtualCPULimit - 1)")
         }
         return try setup.withLock { (setup) throws(HypervisorError) in
+            guard engine != .lockstep || core.cpus.isEmpty else {
+                throw failure(operation, EINVAL, "lockstep is for one vCPU: others would write to its memory meanwhile")
+            }
             let cpu = VirtualCPUCore(id: id, execution: engine.execution)
             cpu.setSlots(setup.slots)
             guard let index = core.add(cpu) else { throw failure(operation, EEXIST, "vCPU \(id) exists already") }

@@ -32,6 +32,8 @@ final class Machine {
         do throws(HypervisorError) {
             virtualMachine = try Self.createVirtualMachine(on: system, memory: memory)
             leaves = GuestCPUID.singleProcessor(from: try system.supportedCPUID())
+            let engine = virtualMachine
+            memory.observeWrites { engine.noteMemoryWritten(at: $0, count: $1) }
         } catch {
             throw MachineError("The \(system.name) engine cannot make a machine: \(error). See: martlet doctor")
         }

@@ -25,7 +25,8 @@ final class MachineEvents: Sendable {
 
     func end(with outcome: MachineOutcome) {
         state.withLock { state in
-            if state.outcome == nil { state.outcome = outcome }
+            // A guest that was executed wrongly ended for no reason that counts.
+            if state.outcome == nil || outcome.isDifference { state.outcome = outcome }
         }
         isEnding.store(true, ordering: .releasing)
         activity.signal()

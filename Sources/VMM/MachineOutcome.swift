@@ -16,8 +16,14 @@ public enum MachineOutcome: Equatable, Sendable {
     case tripleFault
     /// The engine cannot go on.
     case engineFailure(String)
+    /// The software engine in lockstep found that its two ways of executing differ; the report has many lines.
+    case enginesDiffer(report: String)
     /// Somebody outside asked for the end.
     case stopped
+
+    var isDifference: Bool {
+        if case .enginesDiffer = self { true } else { false }
+    }
 }
 
 /// Where the processor was when its machine ended: for messages, not for logic.

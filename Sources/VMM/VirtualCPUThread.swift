@@ -68,6 +68,7 @@ final class VirtualCPUThread: Sendable {
             } catch {
                 events.end(with: .engineFailure(error.description))
             }
+            if let report = cpu.finalReport() { events.end(with: .enginesDiffer(report: report)) }
             trace = try? self.trace(of: cpu)
         } catch {
             events.end(with: .engineFailure(error.description))
@@ -98,6 +99,8 @@ final class VirtualCPUThread: Sendable {
             case .systemEvent(let type):
                 // KVM_SYSTEM_EVENT_SHUTDOWN, _RESET, _CRASH (KVM API §5, KVM_EXIT_SYSTEM_EVENT).
                 events.end(with: type == 1 ? .poweredOff : type == 2 ? .reset : .panicked(reason: "the guest crashed"))
+            case .difference(let report):
+                events.end(with: .enginesDiffer(report: report))
             case .other(let reason):
                 events.end(with: .engineFailure("the engine stopped for an unexpected reason (exit \(reason))"))
             }

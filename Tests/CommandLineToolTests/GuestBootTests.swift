@@ -20,7 +20,7 @@ struct GuestBootTests {
             .map { String($0.dropFirst(name.count + 1)) }
     }
 
-    @Test("Arithmetic, compression, hardware and clock", arguments: ["interpreter", "translator"])
+    @Test("Arithmetic, compression, hardware and clock", arguments: ["interpreter", "translator", "lockstep"])
     func everythingInOneBoot(engine: String) async throws {
         let script = """
             echo sha256=$(printf abc | sha256sum | cut -d ' ' -f 1)

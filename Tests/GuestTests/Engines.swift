@@ -8,6 +8,7 @@ enum Engine: String, CustomTestStringConvertible {
     case kernel
     case soft
     case translated
+    case lockstep
 
     var testDescription: String { rawValue }
 
@@ -17,6 +18,7 @@ enum Engine: String, CustomTestStringConvertible {
         case .kernel: KVMSystem.probe().availability == .usable ? try KVMSystem() : nil
         case .soft: SoftSystem()
         case .translated: SoftSystem(engine: .translator)
+        case .lockstep: SoftSystem(engine: .lockstep)
         }
     }
 }

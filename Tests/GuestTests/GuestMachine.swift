@@ -60,6 +60,7 @@ final class GuestMachine {
                 break
             }
         }
+        if let report = cpu.finalReport() { exits.append(report) }
         return try Recording(exits: exits, machine: self, hasIRQChip: hasIRQChip).text
     }
 

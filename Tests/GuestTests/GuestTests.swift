@@ -34,6 +34,11 @@ struct GuestTests {
         try check(program, on: .translated)
     }
 
+    @Test("in lockstep", arguments: GuestProgram.all)
+    func lockstep(program: GuestProgram) throws {
+        try check(program, on: .lockstep)
+    }
+
     private func check(_ program: GuestProgram, on engine: Engine) throws {
         let system = try #require(try engine.makeSystem())
         let text = try GuestMachine(system: system, program: program).run()

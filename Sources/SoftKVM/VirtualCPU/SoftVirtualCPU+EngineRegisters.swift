@@ -160,6 +160,7 @@ extension VirtualCPUCore {
             guard slot.flags & UInt32(KVM_MEM_READONLY) == 0 else { return }
             // SAFETY: the range was just checked against the slot, whose memory outlives the VM (the contract).
             for (index, byte) in bytes.enumerated() { (host + Int(offset) + index).pointee = byte }
+            processor.noteMemoryWritten(at: address, count: count)
             engineWrites.insert(address >> 12)
             engineWrites.insert((address &+ count &- 1) >> 12)
             return

@@ -206,6 +206,7 @@ public final class SoftVirtualCPU: VirtualCPU, @unchecked Sendable {
             mustLook = true
             return .again
         case .shutdown: return .exit(.shutdown)
+        case .difference: return .exit(.difference(report: processor.lockstepReport ?? ""))
         case .window:
             state.pointee.window_requested = 0
             mustLook = true
@@ -350,7 +351,15 @@ public final class SoftVirtualCPU: VirtualCPU, @unchecked Sendable {
             rip: state.pointee.last_exception_rip, cr2: state.pointee.last_exception_cr2)
     }
 
-    public var instructionCount: UInt64? { state.pointee.instruction_count }
+    /// nil where translated code does not count.
+    public var instructionCount: UInt64? {
+        if case .translator = processor.execution, state.pointee.counts_instructions == 0 { return nil }
+        return state.pointee.instruction_count
+    }
+
+    public func finalReport() -> String? {
+        core.execution.withLock { _ in processor.checkLockstep() ? nil : processor.lockstepReport }
+    }
 
     public var statistics: VirtualCPUStatistics {
         var result = counters

@@ -109,6 +109,10 @@ public final class MachineSession {
             machine.end(with: .stopped)
             machine.waitForEnd()
             trace = machine.result?.trace
+            // However it ended: the guest was not executed as it should be.
+            if let result = machine.result, result.outcome.isDifference {
+                return .machine(result.outcome, result.trace)
+            }
             guard restarts, case .machine(.reset, _) = end else { return end }
             phase("restart")
         }
