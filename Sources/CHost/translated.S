@@ -106,7 +106,8 @@ martlet_site_missed:
     decl %eax
     testl %r13d, %eax
     jnz 3f
-0:
+0:  testb $32, SITE_FLAGS(%r14)
+    jnz 3f
     movq %r13, %rax
     shrq $7, %rax
     andl $((4096 - 1) << 5), %eax
@@ -116,12 +117,10 @@ martlet_site_missed:
     movq (%rax, %rdx, 4), %rcx
     movq %r13, %rdx
     subq %rcx, %rdx
-    movl SITE_LIMIT(%r14), %ecx
+    movzwl SITE_LIMIT(%r14), %ecx
     cmpq %rcx, %rdx
     ja 3f
     movq 16(%rax), %rcx
-    addq %rdx, %rcx
-    subq %r13, %rcx                     // host page - guest page
     movq 24(%rax), %rax
     testb $2, %al
     jnz 5f
@@ -150,8 +149,37 @@ martlet_site_missed:
     movq MARTLET_GLOBAL_SITES(%r15), %rdx
     incl MARTLET_GLOBAL_SITE_COUNT(%r15)
     movq %r14, (%rdx, %rcx, 8)
-2:  movq 16(%r15), %rdx
+2:  incb SITE_MISSES(%r14)
+    jz 15f
+16: movq 16(%r15), %rdx
     movq 8(%r15), %rcx
+    movq 0(%r15), %rax
+    jmp *SITE_RETRY(%r14)
+
+// 256 more misses: in too short a time, and code is made that looks at the TLB each time.
+15: cmpb $0, SITE_MAY_HOP(%r14)
+    je 16b
+    rdtsc
+    movl SITE_WRAPPED(%r14), %ecx
+    movl %eax, SITE_WRAPPED(%r14)
+    subl %ecx, %eax
+    cmpl $(256 * 160), %eax
+    ja 16b
+    movb $0, SITE_MAY_HOP(%r14)
+    movq 16(%r15), %rdx
+    movq 8(%r15), %rcx
+    SAVE_REGISTERS
+    movl MARTLET_VECTOR_LEVEL(%r15), %ebx
+    SAVE_VECTORS
+    movq %r15, %rdi
+    movq SITE_INSN(%r14), %rsi
+    xorl %edx, %edx
+    call *MARTLET_HELPER_HOP(%r15)
+    testl %ebx, %ebx
+    jz 17f
+    movl %ebx, %r13d
+    call martlet_restore_vectors
+17: LOAD_REGISTERS
     movq 0(%r15), %rax
     jmp *SITE_RETRY(%r14)
 
@@ -266,6 +294,8 @@ martlet_call_interpreter:
     jne 1f
     cmpq MARTLET_INVALIDATED(%r15), %rbp
     jne 1f
+    cmpl $0, MARTLET_ATTENTION(%r15)
+    jne 1f
     addq $8, %rsp
     LOAD_FLAGS
     LOAD_REGISTERS
@@ -277,11 +307,45 @@ martlet_call_interpreter:
     RETURN_TO_LOOP
     .size martlet_call_interpreter, . - martlet_call_interpreter
 
-// Goes on at the guest address in r13; r14 has the branch's target record, which learns the way.
+// Goes on at the guest address in r13; r14 has the branch's target record, which learns the way. First by the targets
+// that all branches share, with the flags left alone.
     .type martlet_jump_translated, @function
     .balign 16
 martlet_jump_translated:
-    movq %rax, 0(%r15)
+    movq %rcx, 8(%r15)
+    movq %rbx, 24(%r15)
+    movzwl %r13w, %ecx
+    leaq (, %rcx, 8), %rcx
+    leaq MARTLET_SHARED_TARGETS_OFFSET(%r15, %rcx, 4), %rbx
+    movq (%rbx), %rcx
+    leaq (%rcx, %r13), %rcx
+    jrcxz 10f
+11: movq 24(%r15), %rbx
+    movq 8(%r15), %rcx
+    jmp 14f
+10: movq 8(%rbx), %rcx
+    movq %r13, MARTLET_ACCESS_ADDRESS(%r15)
+    movq MARTLET_FETCH_KEY(%r15), %r13
+    leaq (%rcx, %r13), %rcx
+    movl MARTLET_ATTENTION(%r15), %r13d
+    leaq (%rcx, %r13), %rcx
+    movq MARTLET_ACCESS_ADDRESS(%r15), %r13
+    jrcxz 12f
+    jmp 11b
+// A record that has no target of this fetch generation takes this one.
+12: movq TARGET_NEGATIVE_KEY(%r14), %rcx
+    movq MARTLET_FETCH_KEY(%r15), %r13
+    leaq (%rcx, %r13), %rcx
+    movq MARTLET_ACCESS_ADDRESS(%r15), %r13
+    jrcxz 13f
+    jmp 11b
+13: movq 24(%rbx), %rcx
+    movq %rcx, MARTLET_PAGE_RIP(%r15)
+    movq 16(%rbx), %r13
+    movq 24(%r15), %rbx
+    movq 8(%r15), %rcx
+    jmp *%r13
+14: movq %rax, 0(%r15)
     SAVE_FLAGS
     incq MARTLET_TARGET_MISSES(%r15)
     cmpl $0, MARTLET_ATTENTION(%r15)
@@ -306,12 +370,20 @@ martlet_jump_translated:
     je 3f
     movq %rax, TARGET_PAGE_RIP(%r14)
     movq MARTLET_INSN_HOST_CODE(%rdx), %rax
+    movzwl %r13w, %edx
+    shll $5, %edx
+    leaq MARTLET_SHARED_TARGETS_OFFSET(%r15, %rdx), %rdx
     movq %rax, TARGET_HOST(%r14)
+    movq %rax, 16(%rdx)
     negq %rcx
     movq %rcx, TARGET_NEGATIVE_KEY(%r14)
+    movq %rcx, 8(%rdx)
+    movq TARGET_PAGE_RIP(%r14), %rcx
+    movq %rcx, 24(%rdx)
     movq %r13, TARGET_RIP(%r14)
     negq %r13
     movq %r13, TARGET_NEGATIVE_RIP(%r14)
+    movq %r13, (%rdx)
     movq %rax, %r13
     LOAD_FLAGS
     movq 16(%r15), %rdx

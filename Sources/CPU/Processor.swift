@@ -337,6 +337,7 @@ public final class Processor {
     private func bindDecoded(_ i: Insn, _ result: DecodeResult) -> Bool {
         defer { i.pointee.interpreted = i.pointee.handler }
         i.pointee.host_code = nil
+        i.pointee.hops = 0
         switch result {
         case .done:
             foldRIP(i)

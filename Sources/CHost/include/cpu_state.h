@@ -15,6 +15,7 @@ enum {
     MARTLET_TLB_ENTRIES = 4096,
     MARTLET_JUMP_ENTRIES = 4096,
     MARTLET_FETCH_ENTRIES = 256,
+    MARTLET_SHARED_TARGETS = 65536,
     MARTLET_SITE_PAGE_WORDS = 64,
     MARTLET_RETURN_ENTRIES = 16, // the stack pointer is a byte that wraps
     MARTLET_TLB_TABLES = 3,
@@ -50,7 +51,7 @@ typedef struct martlet_table_register {
 typedef struct martlet_tlb_entry {
     uint64_t read_tag;
     uint64_t write_tag;
-    uint64_t host; // of the page's first byte
+    uint64_t addend; // host address - guest address
     uint64_t flags; // MARTLET_TLB_*, and from bit 12 on the page's guest-physical address
 } martlet_tlb_entry;
 
@@ -114,7 +115,11 @@ typedef struct martlet_site {
     uint8_t kind;    // 1 read, 2 write, 3 both
     uint8_t size;
     uint8_t flags;   // MARTLET_SITE_*
-    uint32_t limit;  // page size - size of what is accessed
+    uint16_t limit;  // page size - size of what is accessed
+    uint8_t misses;  // counts and wraps
+    uint8_t may_hop; // 1: takes its addend from the TLB each time once it misses often
+    uint32_t wrapped; // time stamp of the last wrap of `misses`, low half
+    uint32_t reserved;
     void *_Nullable alternative; // of a site for several accesses: the same code with a compare for each
 } martlet_site;
 
@@ -124,6 +129,7 @@ enum {
     MARTLET_SITE_GROUP = 2,
     MARTLET_SITE_ADDEND = 4,  // the access adds the addend itself; else it uses a host address
     MARTLET_SITE_FLAGS = 8,   // the guest's status flags wait in `status`
+    MARTLET_SITE_HOPS = 32,   // has looked at the TLB itself
 };
 
 // Where a translated indirect (or page-crossing) branch last went, and under which fetch generation.
@@ -134,7 +140,16 @@ typedef struct martlet_target {
     uint64_t page_rip;
     uint64_t rip;
     struct martlet_insn *_Nullable insn;
+    uint64_t reserved;
 } martlet_target;
+
+// The same for branches that change their target: found by the target's low 16 bits.
+typedef struct martlet_shared_target {
+    uint64_t negative_rip;
+    uint64_t negative_key;
+    void *_Nullable host;
+    uint64_t page_rip;
+} martlet_shared_target;
 
 // A call that translated code expects to return: the complement of the return address, and the code there.
 typedef struct martlet_return {
@@ -175,6 +190,7 @@ typedef struct martlet_insn {
     uint8_t opcode;
     uint8_t map;
     uint8_t position; // number of this instruction in its block
+    uint8_t hops;     // its data accesses change their page often
     uint8_t block_length; // of the first instruction: how many its block has
     int32_t countdown; // block entries until the translator takes the block
     void *_Nullable interpreted; // the interpreter's handler, whatever `handler` is
@@ -346,6 +362,7 @@ typedef struct martlet_cpu {
     void *_Nullable helper_jump;
     void *_Nullable helper_resolve;
     void *_Nullable helper_alternative;
+    void *_Nullable helper_hop;
     struct martlet_insn *_Nullable leave_with;
     uint64_t access_address;
     uint64_t access_kind;             // kind << 8 | size
@@ -373,6 +390,7 @@ typedef struct martlet_cpu {
 
 
     martlet_jump_entry jumps[MARTLET_JUMP_ENTRIES];
+    martlet_shared_target shared_targets[MARTLET_SHARED_TARGETS];
 
     // Lockstep (CPU/Lockstep): two processors that must do the same.
     uint8_t in_lockstep;              // 1: attention does not split a repetition, and each fetch translation is kept

@@ -28,27 +28,29 @@
 #define MARTLET_HELPER_JUMP 19896
 #define MARTLET_HELPER_RESOLVE 19904
 #define MARTLET_HELPER_ALTERNATIVE 19912
-#define MARTLET_LEAVE_WITH 19920
-#define MARTLET_ACCESS_ADDRESS 19928
-#define MARTLET_ACCESS_KIND 19936
-#define MARTLET_PATCH_PLACE 19968
-#define MARTLET_LOCAL_SITES 19984
-#define MARTLET_GLOBAL_SITES 19992
-#define MARTLET_LOCAL_SITE_COUNT 20000
-#define MARTLET_GLOBAL_SITE_COUNT 20004
-#define MARTLET_USER_RETURN_TOP 20008
-#define MARTLET_SUPERVISOR_RETURN_TOP 20012
-#define MARTLET_USER_RETURNS 20016
-#define MARTLET_SUPERVISOR_RETURNS 20272
-#define MARTLET_SITE_PAGES 20544
-#define MARTLET_HOST_MXCSR 21568
-#define MARTLET_SITE_MISSES 21592
-#define MARTLET_TARGET_MISSES 21600
-#define MARTLET_COUNTS 21572
+#define MARTLET_HELPER_HOP 19920
+#define MARTLET_SHARED_TARGETS_OFFSET 152696
+#define MARTLET_LEAVE_WITH 19928
+#define MARTLET_ACCESS_ADDRESS 19936
+#define MARTLET_ACCESS_KIND 19944
+#define MARTLET_PATCH_PLACE 19976
+#define MARTLET_LOCAL_SITES 19992
+#define MARTLET_GLOBAL_SITES 20000
+#define MARTLET_LOCAL_SITE_COUNT 20008
+#define MARTLET_GLOBAL_SITE_COUNT 20012
+#define MARTLET_USER_RETURN_TOP 20016
+#define MARTLET_SUPERVISOR_RETURN_TOP 20020
+#define MARTLET_USER_RETURNS 20024
+#define MARTLET_SUPERVISOR_RETURNS 20280
+#define MARTLET_SITE_PAGES 20552
+#define MARTLET_HOST_MXCSR 21576
+#define MARTLET_SITE_MISSES 21600
+#define MARTLET_TARGET_MISSES 21608
+#define MARTLET_COUNTS 21580
 #define MARTLET_CR0 3320
 #define MARTLET_CR4 3344
-#define MARTLET_BRANCH_TARGET 21608
-#define MARTLET_JUMPS 21616
+#define MARTLET_BRANCH_TARGET 21616
+#define MARTLET_JUMPS 21624
 
 #define MARTLET_INSN_SIZE 80
 #define MARTLET_INSN_POSITION 56
@@ -65,8 +67,11 @@
 #define SITE_SIZE 34
 #define SITE_FLAGS 35
 #define SITE_LIMIT 36
-#define SITE_ALTERNATIVE 40
-#define SITE_RECORD 48
+#define SITE_MISSES 38
+#define SITE_MAY_HOP 39
+#define SITE_WRAPPED 40
+#define SITE_ALTERNATIVE 48
+#define SITE_RECORD 56
 
 // struct martlet_target
 #define TARGET_NEGATIVE_RIP 0
@@ -105,6 +110,8 @@ _Static_assert(offsetof(martlet_cpu, helper_access) == MARTLET_HELPER_ACCESS, "o
 _Static_assert(offsetof(martlet_cpu, helper_jump) == MARTLET_HELPER_JUMP, "offset");
 _Static_assert(offsetof(martlet_cpu, helper_resolve) == MARTLET_HELPER_RESOLVE, "offset");
 _Static_assert(offsetof(martlet_cpu, helper_alternative) == MARTLET_HELPER_ALTERNATIVE, "offset");
+_Static_assert(offsetof(martlet_cpu, helper_hop) == MARTLET_HELPER_HOP, "offset");
+_Static_assert(offsetof(martlet_cpu, shared_targets) == MARTLET_SHARED_TARGETS_OFFSET, "offset");
 _Static_assert(offsetof(martlet_cpu, leave_with) == MARTLET_LEAVE_WITH, "offset");
 _Static_assert(offsetof(martlet_cpu, access_address) == MARTLET_ACCESS_ADDRESS, "offset");
 _Static_assert(offsetof(martlet_cpu, access_kind) == MARTLET_ACCESS_KIND, "offset");
@@ -141,6 +148,9 @@ _Static_assert(offsetof(martlet_site, size) == SITE_SIZE, "offset");
 _Static_assert(offsetof(martlet_site, flags) == SITE_FLAGS, "offset");
 _Static_assert(offsetof(martlet_site, limit) == SITE_LIMIT, "offset");
 _Static_assert(offsetof(martlet_site, alternative) == SITE_ALTERNATIVE, "offset");
+_Static_assert(offsetof(martlet_site, misses) == SITE_MISSES, "offset");
+_Static_assert(offsetof(martlet_site, may_hop) == SITE_MAY_HOP, "offset");
+_Static_assert(offsetof(martlet_site, wrapped) == SITE_WRAPPED, "offset");
 _Static_assert(sizeof(martlet_site) == SITE_RECORD && sizeof(martlet_target) == SITE_RECORD, "size");
 _Static_assert(offsetof(martlet_target, negative_rip) == TARGET_NEGATIVE_RIP, "offset");
 _Static_assert(offsetof(martlet_target, negative_key) == TARGET_NEGATIVE_KEY, "offset");

@@ -9,6 +9,15 @@ func leaveBlock(_ s: State, _ i: Insn) -> Insn? {
     return continueAtRIP(s)
 }
 
+/// The same where the next instruction is fetched as before: it may follow in place. Attention is seen there.
+@inline(__always) func goOn(_ s: State, _ i: Insn) -> Insn? {
+    if s.pointee.interrupt_shadow | s.pointee.window_requested != 0 || s.pointee.rflags & RFlags.trap != 0 {
+        s.pointee.rip = nextInstructionAddress(s, i)
+        return nil
+    }
+    return i + 1
+}
+
 /// Goes on at rip, unless the outer loop must look first (shadow, trap flag, an interrupt window that just opened).
 func continueAtRIP(_ s: State) -> Insn? {
     if s.pointee.interrupt_shadow | s.pointee.window_requested != 0 || s.pointee.rflags & RFlags.trap != 0 {

@@ -72,7 +72,7 @@ let inHandler: Handler = { s, i in
     let size = i.pointee.size == 8 ? 4 : i.pointee.size
     guard mayAccessPort(s, port, size), let value = readPort(s, port, size) else { return stop(s, i) }
     writeRegister(s, 0, UInt64(value), size: size)
-    return leaveBlock(s, i)
+    return goOn(s, i)
 }
 
 let outHandler: Handler = { s, i in
@@ -82,5 +82,5 @@ let outHandler: Handler = { s, i in
     guard mayAccessPort(s, port, size),
         writePort(s, port, size, UInt32(truncatingIfNeeded: s.register(0)))
     else { return stop(s, i) }
-    return leaveBlock(s, i)
+    return goOn(s, i)
 }

@@ -218,7 +218,7 @@ let popfHandler: Handler = { s, i in
     guard let value = peek(s, 0, size: i.pointee.size) else { return stop(s, i) }
     setStackPointer(s, s.register(4) &+ UInt64(i.pointee.size))
     setFlagsByPrivilege(s, value, size: i.pointee.size)
-    return leaveBlock(s, i)
+    return goOn(s, i)
 }
 
 /// What POPF and IRET may change at this privilege (SDM vol. 2, POPF, table 4-16).

@@ -362,7 +362,7 @@ let swapgsHandler: Handler = { s, i in
     s.segment(SegmentRegister.gs).pointee.base = s.pointee.kernel_gs_base
     s.segmentBases[SegmentRegister.gs] = s.pointee.kernel_gs_base
     s.pointee.kernel_gs_base = base
-    return leaveBlock(s, i)
+    return goOn(s, i)
 }
 
 let segmentBaseHandler: Handler = { s, i in
@@ -379,7 +379,7 @@ let segmentBaseHandler: Handler = { s, i in
     guard isCanonical(value) else { return fault(s, i, .generalProtection) }
     s.segment(number).pointee.base = value
     s.segmentBases[number] = value
-    return leaveBlock(s, i)
+    return goOn(s, i)
 }
 
 // MARK: - Flags
@@ -405,9 +405,10 @@ let stiHandler: Handler = { s, i in
     guard s.pointee.cpl <= s.ioPrivilegeLevel || !s.isProtected else { return fault(s, i, .generalProtection) }
     if s.pointee.rflags & RFlags.interrupt == 0 {
         s.pointee.rflags |= RFlags.interrupt
-        s.pointee.interrupt_shadow = 1
+        // With nothing to deliver the shadow is nothing: the next look for something comes behind the next instruction.
+        if s.pointee.window_requested != 0 || martlet_attention(s) != 0 { s.pointee.interrupt_shadow = 1 }
     }
-    return leaveBlock(s, i)
+    return goOn(s, i)
 }
 
 let smapHandler: Handler = { s, i in
@@ -420,8 +421,8 @@ let smapHandler: Handler = { s, i in
     } else {
         s.pointee.rflags &= ~RFlags.alignmentCheck
     }
-    updateContext(s)
-    return leaveBlock(s, i)
+    selectTable(s)
+    return goOn(s, i)
 }
 
 // MARK: - Halting, time, TLB

@@ -92,7 +92,7 @@ struct AccessKind {
 @inline(__always) func hostPointer(
     _ line: UnsafeMutablePointer<martlet_tlb_entry>, _ address: UInt64
 ) -> UnsafeMutableRawPointer {
-    UnsafeMutableRawPointer(bitPattern: UInt(line.pointee.host &+ (address & pageMask))).unsafelyUnwrapped
+    UnsafeMutableRawPointer(bitPattern: UInt(line.pointee.addend &+ address)).unsafelyUnwrapped
 }
 
 /// A pointer to read `size` bytes of guest memory at `address` from. Nil: fault or exit recorded.

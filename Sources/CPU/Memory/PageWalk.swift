@@ -346,7 +346,7 @@ private func fillLine(
     if s.pointee.in_lockstep != 0, line.pointee.read_tag != page { forgetSites(s, page: line.pointee.read_tag) }
     line.pointee.read_tag = page
     line.pointee.write_tag = mayWrite && !hasCode ? page : impossibleTag(index)
-    line.pointee.host = UInt64(UInt(bitPattern: host)) &- (address & pageMask)
+    line.pointee.addend = UInt64(UInt(bitPattern: host)) &- address
     let isRestricted = translation.isUser && table != TLBTable.user && s.pointee.cr4 & Control.smap != 0
     line.pointee.flags =
         (translation.guestPhysical & ~pageMask) | (translation.isGlobal ? UInt64(MARTLET_TLB_GLOBAL) : 0)

@@ -50,13 +50,22 @@ extension BlockTranslator {
         }
         let keepsFlags = flagsLive[index]
         if keepsFlags { saveFlags() }
-        let retry = host.position
+        let retry = beginCompare()
         computeAddress(i, into: HostRegister.scratch2)
         guard let record = siteRecord(i, access, flags: keepsFlags ? UInt8(MARTLET_SITE_FLAGS) : 0, limit: access.size)
         else { return .pointer }
-        host.operation(0x8B, size: 8, reg: HostRegister.scratch, .record(address(record) + UInt64(SITE_ADDEND)))
+        if i.pointee.hops != 0 {
+            compareWithTLB(record, access, span: access.size, retry: retry)
+            // The guest address again; then the host's.
+            let (line, tag) = (HostRegister.scratch, Self.tagOffset(access))
+            host.operation(access.isAligned ? 0x33 : 0x03, size: 8, reg: HostRegister.scratch2, .line(line, tag))
+            host.operation(0x8B, size: 8, reg: HostRegister.scratch, .line(line, Self.addendOffset))
+        } else {
+            loadAddend(address(record))
+        }
         host.operation(0x01, size: 8, reg: HostRegister.scratch2, .register(HostRegister.scratch))
-        compare(record, access, span: access.size, retry: retry)
+        if i.pointee.hops == 0 { compare(record, access, span: access.size, retry: retry) }
+        record.pointee.after = UInt8(host.position - retry)
         if keepsFlags { restoreFlags() }
         return .pointer
     }
@@ -83,13 +92,25 @@ extension BlockTranslator {
             return operand
         }
         let keepsFlags = flagsLive[index]
+        if keepsFlags, !access.isAligned, i.pointee.hops == 0, options.hasBMI2 {
+            let flags = UInt8(MARTLET_SITE_ADDEND | MARTLET_SITE_FLAGS)
+            let record = siteRecord(i, access, flags: flags, limit: access.size)
+            if let record { compareKeepingFlags(record, base, displacement, span: access.size) }
+            return operand
+        }
         if keepsFlags { saveFlags() }
-        let retry = host.position
+        let retry = beginCompare()
         host.lea(HostRegister.scratch2, base: base, displacement: displacement)
         let flags = UInt8(MARTLET_SITE_ADDEND) | (keepsFlags ? UInt8(MARTLET_SITE_FLAGS) : 0)
         guard let record = siteRecord(i, access, flags: flags, limit: access.size) else { return operand }
-        loadAddend(address(record))
-        compare(record, access, span: access.size, retry: retry)
+        if i.pointee.hops != 0 {
+            compareWithTLB(record, access, span: access.size, retry: retry)
+            loadLineAddend()
+        } else {
+            loadAddend(address(record))
+            compare(record, access, span: access.size, retry: retry)
+        }
+        record.pointee.after = UInt8(host.position - retry)
         if keepsFlags { restoreFlags() }
         return operand
     }
@@ -99,20 +120,114 @@ extension BlockTranslator {
         let group = plan.groups[number]
         let span = group.high - group.low
         let keepsFlags = flagsLive[index]
+        if keepsFlags, i.pointee.hops == 0, options.hasBMI2 {
+            let access = Access(kind: group.writes ? AccessKind.write : AccessKind.read, size: 1)
+            let flags = UInt8(MARTLET_SITE_GROUP | MARTLET_SITE_FLAGS)
+            guard let record = siteRecord(i, access, flags: flags, limit: span) else { return }
+            plan.groups[number].record = address(record)
+            compareKeepingFlags(record, base, origin + group.low, span: span)
+            return
+        }
         if keepsFlags { saveFlags() }
-        let retry = host.position
+        let retry = beginCompare()
         host.lea(HostRegister.scratch2, base: base, displacement: origin + group.low)
         let flags = UInt8(MARTLET_SITE_GROUP) | (keepsFlags ? UInt8(MARTLET_SITE_FLAGS) : 0)
         let access = Access(kind: group.writes ? AccessKind.write : AccessKind.read, size: 1)
         guard let record = siteRecord(i, access, flags: flags, limit: span) else { return }
         plan.groups[number].record = address(record)
+        if i.pointee.hops != 0 {
+            compareWithTLB(record, access, span: span, retry: retry)
+            loadLineAddend()
+            host.operation(
+                0x89, size: 8, reg: HostRegister.scratch, .record(address(record) + UInt64(SITE_ADDEND)))
+            if keepsFlags { restoreFlags() }
+            return
+        }
         compare(record, access, span: span, retry: retry)
         if keepsFlags { restoreFlags() }
         loadAddend(address(record))
     }
 
+    /// Where a compare starts: not where the entry of the block may become a jump to other code.
+    private mutating func beginCompare() -> Int {
+        host.emptySpace(CodeArena.redirectSize - host.position)
+        return host.position
+    }
+
+    private mutating func loadLineAddend() {
+        host.operation(
+            0x8B, size: 8, reg: HostRegister.scratch, .line(HostRegister.scratch, Self.addendOffset))
+    }
+
+    private static let addendOffset = 16
+    private static func tagOffset(_ access: Access) -> Int { access.kind & AccessKind.write != 0 ? 8 : 0 }
+
+    /// Compares the guest address in `scratch2` with its line of the TLB, which is in `scratch` afterwards. Flags as
+    /// `compare`; the address is then relative to the tag.
+    private mutating func compareWithTLB(
+        _ site: UnsafeMutablePointer<martlet_site>, _ access: Access, span: Int, retry: Int
+    ) {
+        let line = HostRegister.scratch
+        let address = HostRegister.scratch2
+        host.move(line, address)
+        // shr line, 7; and line, 32 bytes for each line; add line, [tlb]
+        host.operation(0xC1, size: 8, reg: 5, .register(line))
+        host.byte(7)
+        host.operation(0x81, size: 4, reg: 4, .register(line))
+        host.word32((Int(MARTLET_TLB_ENTRIES) - 1) << 5)
+        host.operation(0x03, size: 8, reg: line, .state(Int(MARTLET_TLB)))
+        let tag = HostOperand.line(line, Self.tagOffset(access))
+        host.operation(access.isAligned ? 0x33 : 0x2B, size: 8, reg: address, tag)
+        finishCompare(site, access, span: span, retry: retry, tag: tag)
+    }
+
     private mutating func loadAddend(_ record: UInt64) {
         host.operation(0x8B, size: 8, reg: HostRegister.scratch, .record(record + UInt64(SITE_ADDEND)))
+    }
+
+    /// The compare of a site without a change to the flags, and the addend in `scratch`. RCX waits in the state: both
+    /// ends of the access, relative to the tag, must be 0 above the page offset.
+    private mutating func compareKeepingFlags(
+        _ site: UnsafeMutablePointer<martlet_site>, _ base: Int, _ displacement: Int, span: Int
+    ) {
+        let (rcx, scratch, distance) = (HostRegister.rcx, HostRegister.scratch, HostRegister.scratch2)
+        site.pointee.may_hop = options.groupsAccesses ? 1 : 0
+        let retry = beginCompare()
+        host.operation(0x8B, size: 8, reg: scratch, .record(address(site)))
+        host.operation(0xF7, size: 8, reg: 2, .register(scratch))
+        host.lea(distance, base: base, index: scratch, displacement: displacement + 1)
+        host.store(rcx, toState: rcx * 8)
+        host.moveImmediate64(rcx, 12)
+        host.shiftRight(scratch, distance, by: rcx)
+        host.lea(distance, base: distance, displacement: span - 1)
+        host.shiftRight(rcx, distance, by: rcx)
+        host.lea(rcx, base: rcx, index: scratch, displacement: 0)
+        let isSame = host.jumpIfRCXIsZero()
+        let miss = host.jump(nil)
+        host.patch8(at: isSame, to: host.position)
+        host.load(rcx, fromState: rcx * 8)
+        loadAddend(address(site))
+        deferred.append(
+            .siteWithFlags(
+                site: site, branch: miss, base: base, displacement: displacement, retry: retry, after: host.position))
+    }
+
+    /// A miss with the flags in the host's: they wait in the state.
+    mutating func emitMissWithFlags(
+        _ site: UnsafeMutablePointer<martlet_site>, _ base: Int, _ displacement: Int, retry: Int, after: Int
+    ) {
+        host.load(HostRegister.rcx, fromState: HostRegister.rcx * 8)
+        saveFlags()
+        host.lea(HostRegister.scratch, base: base, displacement: displacement)
+        host.leaRecord(HostRegister.scratch2, address(site))
+        host.jumpThroughState(Int(MARTLET_SITE_MISS))
+        let start = host.position
+        site.pointee.retry = UnsafeMutableRawPointer(bitPattern: UInt(host.origin) + UInt(start))
+        restoreFlags()
+        host.patch32(at: host.jump(nil), to: retry)
+        site.pointee.after = UInt8(host.position - start)
+        restoreFlags()
+        host.patch32(at: host.jump(nil), to: after)
     }
 
     private mutating func siteRecord(
@@ -124,8 +239,8 @@ extension BlockTranslator {
         site.pointee.insn = i
         site.pointee.kind = access.kind | (access.isAligned ? 4 : 0)
         site.pointee.size = UInt8(access.size)
-        site.pointee.flags = flags
-        site.pointee.limit = UInt32(Int(pageSize) - limit)
+        site.pointee.flags = flags | (i.pointee.hops != 0 ? UInt8(MARTLET_SITE_HOPS) : 0)
+        site.pointee.limit = UInt16(Int(pageSize) - limit)
         return site
     }
 
@@ -135,31 +250,35 @@ extension BlockTranslator {
     private mutating func compare(
         _ site: UnsafeMutablePointer<martlet_site>, _ access: Access, span: Int, retry: Int
     ) {
-        let record = address(site)
-        let line = HostRegister.scratch2
+        let tag = HostOperand.record(address(site))
+        site.pointee.may_hop = options.groupsAccesses ? 1 : 0
+        host.operation(access.isAligned ? 0x33 : 0x2B, size: 8, reg: HostRegister.scratch2, tag)
+        finishCompare(site, access, span: span, retry: retry, tag: tag)
+    }
+
+    /// Behind the subtraction of a tag, or its exclusive or where the address must be aligned.
+    private mutating func finishCompare(
+        _ site: UnsafeMutablePointer<martlet_site>, _ access: Access, span: Int, retry: Int, tag: HostOperand
+    ) {
+        let distance = HostOperand.register(HostRegister.scratch2)
         if access.isAligned {
-            // xor line, [tag]; test line, not the multiples of the size inside a page
-            host.operation(0x33, size: 8, reg: line, .record(record))
-            host.operation(0xF7, size: 8, reg: 0, .register(line))
+            // test distance, not the multiples of the size inside a page
+            host.operation(0xF7, size: 8, reg: 0, distance)
             host.word32(~(Int(pageMask) & ~(access.size - 1)))
         } else {
-            // sub line, [tag]; cmp line, page size - span
-            host.operation(0x2B, size: 8, reg: line, .record(record))
-            host.operation(0x81, size: 8, reg: 7, .register(line))
+            host.operation(0x81, size: 8, reg: 7, distance)
             host.word32(Int(pageSize) - span)
         }
         let branch = host.jump(access.isAligned ? HostCondition.notZero : HostCondition.above)
         site.pointee.retry = UnsafeMutableRawPointer(bitPattern: UInt(host.origin) + UInt(retry))
-        site.pointee.after = UInt8(host.position - retry)
-        deferred.append(.site(record: record, branch: branch, isExclusive: access.isAligned))
+        deferred.append(.site(record: address(site), branch: branch, isExclusive: access.isAligned, tag: tag))
     }
 
-    mutating func emitMiss(_ record: UInt64, isExclusive: Bool) {
-        let line = HostRegister.scratch2
+    mutating func emitMiss(_ record: UInt64, isExclusive: Bool, tag: HostOperand) {
         // The guest address again.
-        host.operation(isExclusive ? 0x33 : 0x03, size: 8, reg: line, .record(record))
-        host.move(HostRegister.scratch, line)
-        host.leaRecord(line, record)
+        host.operation(isExclusive ? 0x33 : 0x03, size: 8, reg: HostRegister.scratch2, tag)
+        host.move(HostRegister.scratch, HostRegister.scratch2)
+        host.leaRecord(HostRegister.scratch2, record)
         host.jumpThroughState(Int(MARTLET_SITE_MISS))
     }
 

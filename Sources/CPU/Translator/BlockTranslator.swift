@@ -27,6 +27,8 @@ struct BlockTranslator {
         var counts: Bool
         /// One compare for all accesses of a block to one place of the stack or by one register.
         var groupsAccesses: Bool
+        /// The host has SHRX.
+        var hasBMI2: Bool
         /// The tag of a site that has no page yet.
         var noPage: UInt64
         /// Whether the code at an offset of this page can read the flags that it is entered with.
@@ -35,7 +37,10 @@ struct BlockTranslator {
 
     enum Deferred {
         /// Behind a failed compare: the site, where the jump to here is, whether the compare was one of XOR.
-        case site(record: UInt64, branch: Int, isExclusive: Bool)
+        case site(record: UInt64, branch: Int, isExclusive: Bool, tag: HostOperand)
+        /// The same for a compare that left the flags alone.
+        case siteWithFlags(
+            site: UnsafeMutablePointer<martlet_site>, branch: Int, base: Int, displacement: Int, retry: Int, after: Int)
         /// A direct branch to another block of the page that is not linked yet: the branch's distance to be patched.
         case link(insn: Insn, place: Int, offset: Int)
         /// The same, because of the attention word: stays.
@@ -116,7 +121,15 @@ struct BlockTranslator {
         if home(offset) == nil { host.store(register, toState: Int(offset)) }
     }
 
-    private static func isHighByte(_ offset: UInt8) -> Bool { offset & 7 != 0 }
+    /// AH, CH, DH or BH as an operand. What stands for a register number may also extend the opcode or mean nothing.
+    private static func usesHighByte(_ i: Insn, _ mnemonic: Mnemonic, isMemory: Bool) -> Bool {
+        if !isMemory, i.pointee.rm & 7 != 0 { return true }
+        if i.pointee.reg & 7 == 0 { return false }
+        switch Form(rawValue: i.pointee.operation) ?? .none {
+        case .eImmediate, .eImmediate8, .e, .eOne, .eCL, .accumulatorImmediate, .z, .zImmediate: return false
+        default: return true
+        }
+    }
 
     // MARK: - What is native
 
@@ -132,7 +145,7 @@ struct BlockTranslator {
         let memory = isMemory(i)
         if memory, !hasSimpleAddress(i) { return false }
         if mnemonic == .vector { return nativeVector(i) != nil }
-        if isHighByte(i.pointee.reg) || isHighByte(i.pointee.rm) { return false }
+        if usesHighByte(i, mnemonic, isMemory: memory) { return false }
         switch mnemonic {
         case .add, .or, .adc, .sbb, .and, .sub, .xor, .cmp, .test, .mov, .movImmediate, .inc, .dec, .neg, .not,
             .movzxByte, .movzxWord, .movsxByte, .movsxWord, .lea, .rol, .ror, .rcl, .rcr, .shl, .shr, .sal, .sar,
@@ -164,9 +177,12 @@ struct BlockTranslator {
     private mutating func emit(_ code: Deferred) {
         switch code {
         case .attention(let i, let place, let offset): emitAttention(i, place, offset)
-        case .site(let record, let branch, let isExclusive):
+        case .site(let record, let branch, let isExclusive, let tag):
             host.patch32(at: branch, to: host.position)
-            emitMiss(record, isExclusive: isExclusive)
+            emitMiss(record, isExclusive: isExclusive, tag: tag)
+        case .siteWithFlags(let site, let branch, let base, let displacement, let retry, let after):
+            host.patch32(at: branch, to: host.position)
+            emitMissWithFlags(site, base, displacement, retry: retry, after: after)
         case .link(let i, let place, let offset): emitUnlinked(i, place, offset)
         case .leavesPage(let i, let place, let offset):
             host.patch32(at: place, to: host.position)

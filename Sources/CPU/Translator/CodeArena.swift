@@ -67,6 +67,18 @@ final class CodeArena {
         martlet_serialize()
     }
 
+    /// Bytes at the entry of a block that `redirect` overwrites.
+    static let redirectSize = 5
+
+    /// Makes what enters the code at `old` enter `new`.
+    func redirect(_ old: UnsafeMutableRawPointer, to new: UnsafeMutableRawPointer) {
+        guard let writable, let executable, old >= executable, old < executable + (Self.size - Self.redirectSize) else {
+            return
+        }
+        (writable + (old - executable)).storeBytes(of: 0xE9, as: UInt8.self)
+        link(old + 1, to: new)
+    }
+
     func reset() {
         if let records {
             records.initializeMemory(

@@ -30,6 +30,8 @@ enum HostOperand {
     case based(Int, Int)
     /// A place in the vCPU state.
     case state(Int)
+    /// A place in a line of the TLB: the register that has it, and an offset below 128.
+    case line(Int, Int)
     /// A place in the records behind the code.
     case record(UInt64)
 }
@@ -108,6 +110,7 @@ struct HostAssembler {
             force = force || (byteRM && number >= 4)
         case .pointer, .state: rex |= 1
         case .based(let base, _): rex |= 2 | (base >= 8 ? 1 : 0)
+        case .line(let base, _): rex |= base >= 8 ? 1 : 0
         case .record: break
         }
         if rex != 0 || force { byte(0x40 | rex) }
@@ -131,6 +134,7 @@ struct HostAssembler {
             let isSmall = displacement >= -128 && displacement <= 127
             bytes((isSmall ? 0x44 : 0x84) | field, (HostRegister.scratch & 7) << 3 | (base & 7))
             if isSmall { byte(displacement) } else { word32(displacement) }
+        case .line(let base, let offset): bytes(0x40 | field | (base & 7), offset)
         case .record(let address):
             byte(0x05 | field)
             word32(Int(truncatingIfNeeded: address &- (origin &+ UInt64(position + 4))))
@@ -180,6 +184,12 @@ struct HostAssembler {
         operation(0x8D, size: 8, reg: target, .record(address))
     }
 
+    /// shrx target, source, count: the flags stay.
+    mutating func shiftRight(_ target: Int, _ source: Int, by count: Int) {
+        bytes(0xC4, (target >= 8 ? 0 : 0x80) | 0x40 | (source >= 8 ? 0 : 0x20) | 2, 0x80 | (~count & 15) << 3 | 3, 0xF7)
+        byte(0xC0 | (target & 7) << 3 | (source & 7))
+    }
+
     mutating func moveImmediate64(_ target: Int, _ value: UInt64) {
         if value <= 0xFFFF_FFFF {
             if target >= 8 { byte(0x41) }
@@ -199,6 +209,20 @@ struct HostAssembler {
 
     mutating func jumpThroughState(_ offset: Int) { operation(0xFF, size: 4, reg: 4, .state(offset)) }
     mutating func callThroughState(_ offset: Int) { operation(0xFF, size: 4, reg: 2, .state(offset)) }
+
+    /// At most one NOP, of up to five bytes (SDM vol. 2, NOP).
+    mutating func emptySpace(_ count: Int) {
+        switch count {
+        case 1: byte(0x90)
+        case 2: bytes(0x66, 0x90)
+        case 3: bytes(0x0F, 0x1F, 0x00)
+        case 4: bytes(0x0F, 0x1F, 0x40, 0x00)
+        case 5:
+            bytes(0x0F, 0x1F, 0x44, 0x00)
+            byte(0x00)
+        default: break
+        }
+    }
 
     /// A conditional jump (or, with nil, an unconditional one) to be patched; returns the place of its distance.
     mutating func jump(_ condition: Int?) -> Int {

@@ -28,7 +28,7 @@ extension Processor {
         guard !arenaIsFull, let host = arena.assembler else { return nil }
         let options = BlockTranslator.Options(
             isUser: state.pointee.cpl == 3, counts: state.pointee.counts_instructions != 0,
-            groupsAccesses: groupsAccesses, noPage: state.pointee.no_page,
+            groupsAccesses: groupsAccesses, hasBMI2: hostHasBMI2, noPage: state.pointee.no_page,
             readsFlags: { [self] in readsFlags(atPageOffset: $0) })
         var block = BlockTranslator(host: host, arena: arena, first: first, count: count, options: options)
         guard block.translate() else {
@@ -47,6 +47,16 @@ extension Processor {
         return translate(first, count: count, groupsAccesses: false)
     }
 
+    /// Translates the block of an instruction anew now that its accesses are known to change their page often.
+    fileprivate func translateHopping(_ i: Insn) {
+        let first = i - Int(i.pointee.position)
+        guard i.pointee.hops == 0, let old = first.pointee.host_code else { return }
+        i.pointee.hops = 1
+        guard let new = translate(first, count: Int(first.pointee.block_length), groupsAccesses: true) else { return }
+        first.pointee.host_code = new
+        arena.redirect(old, to: new)
+    }
+
     /// Whether the decoded code at an offset of the current page may read the flags it is entered with. It goes with the
     /// page, as does what relies on the answer.
     private func readsFlags(atPageOffset offset: Int) -> Bool {
@@ -61,6 +71,18 @@ extension Processor {
         return true
     }
 }
+
+/// CPUID.7:EBX bit 8.
+private let hostHasBMI2: Bool = {
+    var registers: (UInt32, UInt32, UInt32, UInt32) = (0, 0, 0, 0)
+    return withUnsafeMutableBytes(of: &registers) { bytes in
+        guard let base = bytes.bindMemory(to: UInt32.self).baseAddress else { return false }
+        martlet_host_cpuid(0, 0, base)
+        if base[0] < 7 { return false }
+        martlet_host_cpuid(7, 0, base)
+        return base[1] & 1 << 8 != 0
+    }
+}()
 
 /// The address of the assembly entry, as a handler.
 private func entryIntoTranslatedCode() -> UnsafeMutableRawPointer? {
@@ -136,12 +158,19 @@ private let alternativeHelper: TranslatedHelper = { s, i, record in
     return code
 }
 
+private let hopHelper: TranslatedHelper = { s, i, _ in
+    guard let owner = s.pointee.owner else { return nil }
+    Unmanaged<Processor>.fromOpaque(owner)._withUnsafeGuaranteedRef { $0.translateHopping(i) }
+    return nil
+}
+
 func installTranslator(_ s: State) {
     martlet_install_exits(s)
     s.pointee.helper_access = unsafeBitCast(accessHelper, to: UnsafeMutableRawPointer?.self)
     s.pointee.helper_jump = unsafeBitCast(jumpHelper, to: UnsafeMutableRawPointer?.self)
     s.pointee.helper_resolve = unsafeBitCast(resolveHelper, to: UnsafeMutableRawPointer?.self)
     s.pointee.helper_alternative = unsafeBitCast(alternativeHelper, to: UnsafeMutableRawPointer?.self)
+    s.pointee.helper_hop = unsafeBitCast(hopHelper, to: UnsafeMutableRawPointer?.self)
     // Not canonical, and not to be guessed: a guest that hit it would miss a #GP.
     let random = UInt64.random(in: 0...UInt64.max)
     s.pointee.no_page = (random | 1 << 62) & ~(1 << 63) & ~pageMask
