@@ -54,8 +54,7 @@ public final class Processor {
     var lockstep: Lockstep?
     /// Translated code found no more room; everything is dropped before the next block is decoded.
     var arenaIsFull = false
-    /// A page-crossing instruction and the end of its block: decoded anew each time.
-    private let scratch: Insn
+    private let crossings = CrossingInstructions()
     private var pageCodeCount = 0
     private var dirtyPages: [UInt64] = []
     private(set) var writtenPages: [UInt64] = []
@@ -72,8 +71,6 @@ public final class Processor {
         let memory = mmap(nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
         precondition(memory != MAP_FAILED, "no memory for a vCPU's state")
         state = memory!.bindMemory(to: martlet_cpu.self, capacity: 1)
-        scratch = .allocate(capacity: 2)
-        scratch.initialize(repeating: martlet_insn(), count: 2)
         stubs = StubCache()
         siteLists = Self.allocateSiteLists()
         state.pointee.local_sites = siteLists
@@ -89,7 +86,6 @@ public final class Processor {
 
     deinit {
         releasePageCode()
-        scratch.deallocate()
         munmap(siteLists, 2 * CodeArena.recordCapacity * MemoryLayout<UnsafeMutableRawPointer?>.stride)
         munmap(state, MemoryLayout<martlet_cpu>.stride)
     }
@@ -232,6 +228,7 @@ public final class Processor {
         }
         cache.reset()
         stubs.reset()
+        crossings.reset()
         forgetSites(state, keepGlobal: false)
         arena.reset()
         arenaIsFull = false
@@ -257,7 +254,7 @@ public final class Processor {
         guard let decoded = decodeBlock(page: page.pointee, offset: offset, linear: linear, key: key) else {
             return nil
         }
-        if decoded != scratch { remember(rip, decoded) }
+        if decoded.pointee.flags & InsnFlag.uncached == 0 { remember(rip, decoded) }
         return decoded
     }
 
@@ -366,7 +363,7 @@ public final class Processor {
         }
     }
 
-    /// An instruction whose bytes are on two pages. Both must be fetchable; nothing of it is cached.
+    /// An instruction whose bytes are on two pages. Both must be fetchable, and its bytes are looked at each time.
     private func decodeCrossing(page: martlet_fetch_entry, offset: UInt16, linear: UInt64) -> Insn? {
         let s = state
         let firstCount = Int(pageSize) - Int(offset)
@@ -374,13 +371,18 @@ public final class Processor {
         let nextAddress = linearSum(s, linear, UInt64(firstCount))
         guard let host = page.host, let second = fetchPage(s, nextAddress) else { return nil }
         let secondHost = second.pointee.host
-        let result = withUnsafeMutableBytes(of: &buffer) { bytes -> DecodeResult in
+        withUnsafeMutableBytes(of: &buffer) { bytes in
             bytes.baseAddress!.copyMemory(from: host + Int(offset), byteCount: firstCount)
             if let secondHost {
                 (bytes.baseAddress! + firstCount).copyMemory(from: secondHost, byteCount: 15 - firstCount)
             } else {
                 memset(bytes.baseAddress! + firstCount, 0xFF, 15 - firstCount)
             }
+        }
+        let key = CrossingInstructions.Key(low: buffer.0, high: buffer.1, offset: offset, mode: s.pointee.mode)
+        let (scratch, isKnown) = crossings.place(key)
+        if isKnown { return scratch }
+        let result = withUnsafeMutableBytes(of: &buffer) { bytes -> DecodeResult in
             var decoder = Decoder(
                 bytes: bytes.baseAddress!.assumingMemoryBound(to: UInt8.self), available: 15, mode: s.pointee.mode,
                 tables: tables)
@@ -391,6 +393,7 @@ public final class Processor {
             dropAllCode()
             return lookup()
         }
+        crossings.keep(key)
         scratch.pointee.flags |= InsnFlag.uncached
         scratch[1] = martlet_insn()
         scratch[1].page_offset = offset &+ UInt16(scratch.pointee.length)

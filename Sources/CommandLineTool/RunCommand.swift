@@ -68,10 +68,10 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "How the software engine executes: interpreter (the default); translator, faster and younger; or lockstep, both at once, which stops where they differ.",
+            "How the software engine executes: translator (the default); interpreter, slower and simpler; or lockstep, both at once, which stops where they differ.",
             valueName: "interpreter|translator|lockstep"),
         transform: SoftwareEngineOption.parse)
-    var engine: SoftwareEngine = .interpreter
+    var engine: SoftwareEngine = .translator
 
     @Option(
         help: ArgumentHelp(

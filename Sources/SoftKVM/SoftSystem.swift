@@ -27,7 +27,7 @@ public enum SoftwareEngine: String, CaseIterable, Sendable {
 public struct SoftSystem: HypervisorSystem {
     private let engine: SoftwareEngine
 
-    public init(engine: SoftwareEngine = .interpreter) {
+    public init(engine: SoftwareEngine = .translator) {
         self.engine = engine
         // The measurement of the TSC runs while its caller prepares the machine.
         _ = TimestampCounter.origin

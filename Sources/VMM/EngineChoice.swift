@@ -9,7 +9,7 @@ public struct EngineChoice: Sendable {
     public var name: String { system.name }
 
     /// `auto` takes `/dev/kvm` only where it can run an unmodified kernel; some hosts offer one that cannot.
-    public init(_ accelerator: Accelerator, software: SoftwareEngine = .interpreter) throws(MachineError) {
+    public init(_ accelerator: Accelerator, software: SoftwareEngine = .translator) throws(MachineError) {
         let soft = SoftSystem(engine: software)
         switch accelerator {
         case .soft:

@@ -16,7 +16,7 @@ enum Engine: String, CustomTestStringConvertible {
     func makeSystem() throws -> (any HypervisorSystem)? {
         switch self {
         case .kernel: KVMSystem.probe().availability == .usable ? try KVMSystem() : nil
-        case .soft: SoftSystem()
+        case .soft: SoftSystem(engine: .interpreter)
         case .translated: SoftSystem(engine: .translator)
         case .lockstep: SoftSystem(engine: .lockstep)
         }

@@ -356,7 +356,7 @@ private func fillLine(
 
 private func markDirty(_ s: State, _ slot: UnsafeMutablePointer<martlet_slot>, _ physical: UInt64) {
     guard slot.pointee.flags & (slotLogsDirty | slotNotesWrites) != 0, let owner = s.pointee.owner else { return }
-    Unmanaged<Processor>.fromOpaque(owner).takeUnretainedValue().markDirty(pageIndex(slot, physical))
+    Unmanaged<Processor>.fromOpaque(owner)._withUnsafeGuaranteedRef { $0.markDirty(pageIndex(slot, physical)) }
 }
 
 /// A store to a page with decoded code: drops that code when it is really hit.
@@ -369,7 +369,7 @@ private func markDirty(_ s: State, _ slot: UnsafeMutablePointer<martlet_slot>, _
     let last = min((physical & pageMask) &+ UInt64(size - 1), pageMask) >> 6
     let mask = (UInt64.max << first) & (UInt64.max >> (63 &- last))
     if code.pointee.granules & mask != 0, let owner = s.pointee.owner {
-        Unmanaged<Processor>.fromOpaque(owner).takeUnretainedValue().invalidateCode(page: index)
+        Unmanaged<Processor>.fromOpaque(owner)._withUnsafeGuaranteedRef { $0.invalidateCode(page: index) }
     }
 }
 
