@@ -303,7 +303,7 @@ private final class FuzzMachine {
     }
 }
 
-private func residentPages() -> Int {
+func residentPages() -> Int {
     let file = open("/proc/self/statm", O_RDONLY)
     defer { close(file) }
     var text = [CChar](repeating: 0, count: 128)

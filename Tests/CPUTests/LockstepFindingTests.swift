@@ -103,3 +103,24 @@ import Testing
         }
     }
 }
+
+extension LockstepFindingTests {
+    /// Behind STI at the end of a block attention is looked at before the next instruction: the shadow must be there,
+    /// or HLT sleeps through the interrupt that was to wake it.
+    @Test func shadowBehindSTI() throws {
+        let machine = TestMachine(isAlone: true)
+        machine.enterLong()
+        let s = machine.state
+        let rows: [(offset: UInt64, shadow: UInt8)] = [(0, 0), (0xFFF, 1)]
+        for row in rows {
+            machine.write([0xFB, 0xF4], at: Place.code + row.offset)
+            machine.forgetCode()
+            s.setFlags(2)
+            s.pointee.interrupt_shadow = 0
+            s.pointee.rip = Place.code + row.offset
+            let i = try #require(machine.processor.lookup())
+            _ = unsafeBitCast(i.pointee.interpreted, to: Handler.self)(s, i)
+            #expect(s.pointee.interrupt_shadow == row.shadow, "at page offset \(row.offset)")
+        }
+    }
+}

@@ -170,7 +170,7 @@ final class OpcodeTables: @unchecked Sendable {
         set(0xF1, .int1, flags: ends)
         set(0xF4, .hlt, flags: ends)
         set(0xFA, .cli)
-        set(0xFB, .sti, flags: ends)
+        set(0xFB, .sti)
     }
 
     private func fillTwoByteSystem() {

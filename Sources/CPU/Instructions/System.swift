@@ -405,8 +405,11 @@ let stiHandler: Handler = { s, i in
     guard s.pointee.cpl <= s.ioPrivilegeLevel || !s.isProtected else { return fault(s, i, .generalProtection) }
     if s.pointee.rflags & RFlags.interrupt == 0 {
         s.pointee.rflags |= RFlags.interrupt
-        // With nothing to deliver the shadow is nothing: the next look for something comes behind the next instruction.
-        if s.pointee.window_requested != 0 || martlet_attention(s) != 0 { s.pointee.interrupt_shadow = 1 }
+        // With nothing to deliver the shadow is nothing, where the next look for something comes behind the next
+        // instruction: not at the end of a block. Lockstep must not hang on when attention comes.
+        let looksFirst =
+            s.pointee.window_requested != 0 || martlet_attention(s) != 0 || (i + 1).pointee.handler == endOfBlock
+        if looksFirst || s.pointee.in_lockstep != 0 { s.pointee.interrupt_shadow = 1 }
     }
     return goOn(s, i)
 }
