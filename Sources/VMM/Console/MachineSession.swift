@@ -69,6 +69,7 @@ public final class MachineSession {
     private var nextEndOfInput: UInt64 = 0
     private var inputIsWanted = false
     private var sawConsole = false
+    private var commandStatus: UInt8?
 
     /// `restarts`: a guest that resets is started again. `startedAt` and `deadline` are in `HostClock`'s monotonic time.
     public init(
@@ -128,6 +129,7 @@ public final class MachineSession {
         nextEndOfInput = 0
         inputIsWanted = false
         sawConsole = false
+        commandStatus = nil
     }
 
     private func phase(_ name: String) {
@@ -202,6 +204,7 @@ public final class MachineSession {
                 if !inputIsWanted, !shellIsReady { phaseOnce() }
                 inputIsWanted = true
             case .exited(let status):
+                commandStatus = status
                 machine.end(with: .status(status))
             }
         }
@@ -250,6 +253,8 @@ public final class MachineSession {
         case .reset, .tripleFault:
             if let reason = panic.reason { return .panicked(reason: reason) }
             return machine.sawPanic ? .panicked(reason: "reported by the pvpanic device") : outcome
+        // The guest was off before its last words were read here.
+        case .poweredOff: return commandStatus.map(MachineOutcome.status) ?? outcome
         default: return outcome
         }
     }
