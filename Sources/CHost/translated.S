@@ -307,6 +307,114 @@ martlet_call_interpreter:
     RETURN_TO_LOOP
     .size martlet_call_interpreter, . - martlet_call_interpreter
 
+// REP MOVS and REP STOS, for the instruction in r14: upwards, not single-stepped, inside one page at each end, by two
+// looks into the TLB and the host's own instruction. The interpreter has all else. `flags`: they can be read behind it.
+.macro REP_BEGIN shift, flags
+    movq %rax, 0(%r15)
+    .if \flags
+    SAVE_FLAGS
+    .endif
+    movq %rdx, 16(%r15)
+    testl $0x500, MARTLET_RFLAGS(%r15)  // DF, TF
+    jnz 9f
+    cmpq $(4096 >> \shift), %rcx
+    ja 9f
+    testq %rcx, %rcx
+    jz 8f
+    movl %ecx, %edx
+    .if \shift
+    shll $\shift, %edx
+    .endif
+    negl %edx
+    addl $4096, %edx                    // the last offset in a page where it all fits
+    movq %rdi, %r13
+    shrq $7, %r13
+    andl $((4096 - 1) << 5), %r13d
+    addq MARTLET_TLB(%r15), %r13
+    movq %rdi, %rax
+    subq 8(%r13), %rax                  // write tag
+    cmpq %rdx, %rax
+    ja 9f
+.endm
+
+.macro REP_END flags
+8:  movq 16(%r15), %rdx
+    .if \flags
+    LOAD_FLAGS
+    .endif
+    movq 0(%r15), %rax
+    ret
+9:  movq 16(%r15), %rdx
+    .if \flags
+    LOAD_FLAGS
+    .endif
+    movq 0(%r15), %rax
+    jmp martlet_call_interpreter
+.endm
+
+.macro REP_MOVS name, insn, shift, flags
+    .type \name, @function
+    .balign 16
+\name:
+    REP_BEGIN \shift, \flags
+    movq 16(%r13), %rax
+    addq %rdi, %rax
+    movq %rax, MARTLET_ACCESS_ADDRESS(%r15)
+    movq %rsi, %rax
+    shrq $7, %rax
+    andl $((4096 - 1) << 5), %eax
+    addq MARTLET_TLB(%r15), %rax
+    movq %rsi, %r13
+    subq (%rax), %r13                   // read tag
+    cmpq %rdx, %r13
+    ja 9f
+    movq 16(%rax), %r13
+    addq %rsi, %r13
+    movq %rsi, 48(%r15)
+    movq %rdi, 56(%r15)
+    movq %r13, %rsi
+    movq MARTLET_ACCESS_ADDRESS(%r15), %rdi
+    rep \insn
+    negl %edx
+    addl $4096, %edx
+    movq 48(%r15), %rsi
+    addq %rdx, %rsi
+    movq 56(%r15), %rdi
+    addq %rdx, %rdi
+    REP_END \flags
+    .size \name, . - \name
+.endm
+
+.macro REP_STOS name, insn, shift, flags
+    .type \name, @function
+    .balign 16
+\name:
+    REP_BEGIN \shift, \flags
+    movq 16(%r13), %rax
+    addq %rdi, %rax
+    movq %rdi, 56(%r15)
+    movq %rax, %rdi
+    movq 0(%r15), %rax
+    rep \insn
+    negl %edx
+    addl $4096, %edx
+    movq 56(%r15), %rdi
+    addq %rdx, %rdi
+    REP_END \flags
+    .size \name, . - \name
+.endm
+
+    .irp flags, 0, 1
+    REP_MOVS martlet_rep_movsb\flags, movsb, 0, \flags
+    REP_MOVS martlet_rep_movsw\flags, movsw, 1, \flags
+    REP_MOVS martlet_rep_movsl\flags, movsl, 2, \flags
+    REP_MOVS martlet_rep_movsq\flags, movsq, 3, \flags
+    REP_STOS martlet_rep_stosb\flags, stosb, 0, \flags
+    REP_STOS martlet_rep_stosw\flags, stosw, 1, \flags
+    REP_STOS martlet_rep_stosl\flags, stosl, 2, \flags
+    REP_STOS martlet_rep_stosq\flags, stosq, 3, \flags
+    .endr
+
 // Goes on at the guest address in r13; r14 has the branch's target record, which learns the way. First by the targets
 // that all branches share, with the flags left alone.
     .type martlet_jump_translated, @function
@@ -584,6 +692,14 @@ martlet_install_exits:
     leaq martlet_load_vectors(%rip), %rax
     movq %rax, MARTLET_LOAD_VECTORS(%rdi)
     stmxcsr MARTLET_HOST_MXCSR(%rdi)
+    .set place, MARTLET_STRING_OPERATIONS
+    .irp name, movsb, movsw, movsl, movsq, stosb, stosw, stosl, stosq
+    leaq martlet_rep_\name\()0(%rip), %rax
+    movq %rax, place(%rdi)
+    leaq martlet_rep_\name\()1(%rip), %rax
+    movq %rax, place + 8(%rdi)
+    .set place, place + 16
+    .endr
     ret
     .size martlet_install_exits, . - martlet_install_exits
 

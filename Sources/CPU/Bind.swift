@@ -79,7 +79,7 @@ private func transferHandler(for mnemonic: Mnemonic, _ i: Insn) -> Handler? {
     case .popSegment: return popSegmentHandler
     case .movOffsetLoad: return movOffsetLoadHandler
     case .movOffsetStore: return movOffsetStoreHandler
-    case .movs, .cmps, .stos, .lods, .scas: return stringHandler
+    case .movs, .cmps, .stos, .lods, .scas: return stringHandler(for: mnemonic, i)
     case .ins, .outs: return portStringHandler
     case .jcc: return conditionalJumpHandler(i.pointee.opcode & 15)
     case .jmp: return jumpHandler
@@ -101,6 +101,18 @@ private func transferHandler(for mnemonic: Mnemonic, _ i: Insn) -> Handler? {
     case .sysenter: return sysenterHandler
     case .sysexit: return sysexitHandler
     default: return systemHandler(for: mnemonic)
+    }
+}
+
+private func stringHandler(for mnemonic: Mnemonic, _ i: Insn) -> Handler {
+    // Addresses of 64 bits are those of 64-bit mode.
+    guard i.pointee.address_size == 8, i.pointee.flags & (InsnFlag.rep | InsnFlag.repne) != 0 else {
+        return stringHandler
+    }
+    switch mnemonic {
+    case .movs: return repMovs64Handler
+    case .stos: return repStos64Handler
+    default: return stringHandler
     }
 }
 

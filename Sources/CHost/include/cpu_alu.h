@@ -223,6 +223,47 @@ static inline __attribute__((always_inline)) void alu_rep_stos(void *_Nonnull de
     }
 }
 
+// REP CMPS and REP SCAS upwards on host memory, `count` at least 1: until the elements differ (`whileEqual`) or are equal.
+// Returns how many are left; the flags are those of the last comparison.
+#define MARTLET_REP_COMPARE(NAME, PREFIX, INSN)                                                                       \
+    static inline __attribute__((always_inline)) uint64_t alu_##NAME(const void *_Nonnull left, const void *_Nonnull right, uint64_t count, \
+                                                  uint64_t value, uint16_t *_Nonnull status) {                        \
+        uint64_t a = value;                                                                                           \
+        __asm__ volatile(PREFIX INSN "\n\t" CAPTURE                                                                   \
+                         : "+S"(left), "+D"(right), "+c"(count), "+&a"(a) : : "cc", "memory");                        \
+        *status = (uint16_t)a;                                                                                        \
+        return count;                                                                                                 \
+    }
+#define MARTLET_REP_COMPARES(NAME, INSN)                                                                              \
+    MARTLET_REP_COMPARE(repe_##NAME, "repe ", INSN)                                                                   \
+    MARTLET_REP_COMPARE(repne_##NAME, "repne ", INSN)
+MARTLET_REP_COMPARES(cmps8, "cmpsb")
+MARTLET_REP_COMPARES(cmps16, "cmpsw")
+MARTLET_REP_COMPARES(cmps32, "cmpsl")
+MARTLET_REP_COMPARES(cmps64, "cmpsq")
+MARTLET_REP_COMPARES(scas8, "scasb")
+MARTLET_REP_COMPARES(scas16, "scasw")
+MARTLET_REP_COMPARES(scas32, "scasl")
+MARTLET_REP_COMPARES(scas64, "scasq")
+static inline __attribute__((always_inline)) uint64_t alu_rep_cmps(const void *_Nonnull left, const void *_Nonnull right, uint64_t count, uint8_t size,
+                                                int while_equal, uint16_t *_Nonnull status) {
+    switch (size) {
+    case 1: return while_equal ? alu_repe_cmps8(left, right, count, 0, status) : alu_repne_cmps8(left, right, count, 0, status);
+    case 2: return while_equal ? alu_repe_cmps16(left, right, count, 0, status) : alu_repne_cmps16(left, right, count, 0, status);
+    case 4: return while_equal ? alu_repe_cmps32(left, right, count, 0, status) : alu_repne_cmps32(left, right, count, 0, status);
+    default: return while_equal ? alu_repe_cmps64(left, right, count, 0, status) : alu_repne_cmps64(left, right, count, 0, status);
+    }
+}
+static inline __attribute__((always_inline)) uint64_t alu_rep_scas(const void *_Nonnull memory, uint64_t value, uint64_t count, uint8_t size,
+                                                int while_equal, uint16_t *_Nonnull status) {
+    switch (size) {
+    case 1: return while_equal ? alu_repe_scas8(memory, memory, count, value, status) : alu_repne_scas8(memory, memory, count, value, status);
+    case 2: return while_equal ? alu_repe_scas16(memory, memory, count, value, status) : alu_repne_scas16(memory, memory, count, value, status);
+    case 4: return while_equal ? alu_repe_scas32(memory, memory, count, value, status) : alu_repne_scas32(memory, memory, count, value, status);
+    default: return while_equal ? alu_repe_scas64(memory, memory, count, value, status) : alu_repne_scas64(memory, memory, count, value, status);
+    }
+}
+
 static inline __attribute__((always_inline)) void alu_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
 // CMPXCHG8B / CMPXCHG16B on host memory, atomic. Returns 1 when exchanged.

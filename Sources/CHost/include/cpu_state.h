@@ -404,6 +404,8 @@ typedef struct martlet_cpu {
     uint64_t space_switches;          // to translations that were kept, for statistics
     uint64_t space_flushes;
     uint64_t supported_cr4;           // by CPUID
+    // REP MOVS and REP STOS of 1, 2, 4 and 8 bytes, each without and with the flags kept, for the instruction in r14.
+    void *_Nullable string_operations[16];
     martlet_address_space spaces[MARTLET_ADDRESS_SPACES];
 } martlet_cpu;
 

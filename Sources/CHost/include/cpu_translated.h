@@ -8,6 +8,7 @@
 #define MARTLET_STATUS 160
 #define MARTLET_ATTENTION 164
 #define MARTLET_FETCH_KEY 168
+#define MARTLET_RFLAGS 176
 #define MARTLET_SEGMENT_BASE 184
 #define MARTLET_COUNT 248
 #define MARTLET_ZMM 256
@@ -51,6 +52,7 @@
 #define MARTLET_CR4 3344
 #define MARTLET_BRANCH_TARGET 21616
 #define MARTLET_JUMPS 21624
+#define MARTLET_STRING_OPERATIONS 2256704
 
 #define MARTLET_INSN_SIZE 80
 #define MARTLET_INSN_POSITION 56
@@ -90,6 +92,8 @@ _Static_assert(offsetof(martlet_cpu, tlb) == MARTLET_TLB, "offset");
 _Static_assert(offsetof(martlet_cpu, status) == MARTLET_STATUS, "offset");
 _Static_assert(offsetof(martlet_cpu, attention) == MARTLET_ATTENTION, "offset");
 _Static_assert(offsetof(martlet_cpu, fetch_key) == MARTLET_FETCH_KEY, "offset");
+_Static_assert(offsetof(martlet_cpu, rflags) == MARTLET_RFLAGS, "offset");
+_Static_assert(offsetof(martlet_cpu, string_operations) == MARTLET_STRING_OPERATIONS, "offset");
 _Static_assert(offsetof(martlet_cpu, segment_base) == MARTLET_SEGMENT_BASE, "offset");
 _Static_assert(offsetof(martlet_cpu, instruction_count) == MARTLET_COUNT, "offset");
 _Static_assert(offsetof(martlet_cpu, zmm) == MARTLET_ZMM, "offset");

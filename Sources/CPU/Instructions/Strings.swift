@@ -1,7 +1,7 @@
 internal import CHost
 
 // MOVS CMPS STOS LODS SCAS INS OUTS, with REP (SDM vol. 2; interruptible between elements, vol. 1 §7.3.9.1). Upward
-// REP MOVS and STOS go by pages: two checks and one host instruction for a page's worth.
+// REP MOVS, STOS, CMPS and SCAS go by pages: two checks and one host instruction for a page's worth.
 
 private let rsiNumber = 6
 private let rdiNumber = 7
@@ -110,23 +110,38 @@ private func pageChunk(_ s: State, _ i: Insn, _ mnemonic: Mnemonic, _ count: UIn
     let size = UInt64(i.pointee.size)
     let target = s.register(rdiNumber)
     var elements = min(count, (pageSize &- (target & pageMask)) / size)
-    if mnemonic == .stos {
-        guard elements > 1, let pointer = pagePointer(s, target, Int(elements &* size), AccessKind.write) else {
-            return 0
-        }
-        alu_rep_stos(pointer, s.register(0), elements, i.pointee.size)
-        s.setRegister(rdiNumber, target &+ elements &* size)
-        return elements
-    }
+    let usesSource = mnemonic == .movs || mnemonic == .cmps
     let source = s.register(rsiNumber) &+ s.segmentBases[Int(i.pointee.segment)]
-    elements = min(elements, (pageSize &- (source & pageMask)) / size)
-    guard elements > 1, let from = pagePointer(s, source, Int(elements &* size), AccessKind.read),
-        let to = pagePointer(s, target, Int(elements &* size), AccessKind.write)
+    if usesSource { elements = min(elements, (pageSize &- (source & pageMask)) / size) }
+    let writes = mnemonic == .movs || mnemonic == .stos
+    let bytes = Int(elements &* size)
+    guard elements > 1,
+        let from = usesSource ? pagePointer(s, source, bytes, AccessKind.read) : s.bounceBuffer,
+        let to = pagePointer(s, target, bytes, writes ? AccessKind.write : AccessKind.read)
     else { return 0 }
-    alu_rep_movs(to, from, elements, i.pointee.size)
-    s.setRegister(rsiNumber, s.register(rsiNumber) &+ elements &* size)
-    s.setRegister(rdiNumber, target &+ elements &* size)
-    return elements
+    let done = chunk(s, i, mnemonic, from, to, elements)
+    if usesSource { s.setRegister(rsiNumber, s.register(rsiNumber) &+ done &* size) }
+    s.setRegister(rdiNumber, target &+ done &* size)
+    return done
+}
+
+/// The elements of a chunk on host memory. Returns how many were done: comparisons may end before the last.
+private func chunk(
+    _ s: State, _ i: Insn, _ mnemonic: Mnemonic, _ from: UnsafeMutableRawPointer, _ to: UnsafeMutableRawPointer,
+    _ elements: UInt64
+) -> UInt64 {
+    let size = i.pointee.size
+    let whileEqual: Int32 = i.pointee.flags & InsnFlag.rep != 0 ? 1 : 0
+    switch mnemonic {
+    case .movs:
+        alu_rep_movs(to, from, elements, size)
+        return elements
+    case .stos:
+        alu_rep_stos(to, s.register(0), elements, size)
+        return elements
+    case .cmps: return elements &- alu_rep_cmps(from, to, elements, size, whileEqual, s.statusPointer)
+    default: return elements &- alu_rep_scas(to, s.register(0), elements, size, whileEqual, s.statusPointer)
+    }
 }
 
 let stringHandler: Handler = { s, i in
@@ -135,7 +150,7 @@ let stringHandler: Handler = { s, i in
     guard repeats else { return element(s, i, mnemonic) ? i + 1 : stop(s, i) }
     let compares = mnemonic == .cmps || mnemonic == .scas
     // Single-stepping traps behind each element (SDM vol. 3B §17.3.1.4).
-    let usesChunks = (mnemonic == .movs || mnemonic == .stos) && s.pointee.rflags & RFlags.trap == 0
+    let usesChunks = mnemonic != .lods && s.pointee.rflags & RFlags.trap == 0
     var budget = 4096
     while true {
         let count = offset(s, i, 1)
@@ -152,6 +167,49 @@ let stringHandler: Handler = { s, i in
         budget &-= 1
         if let interrupted = pauseRepeat(s, i, budget) { return interrupted.next }
     }
+}
+
+/// Whether `count` elements from an address on are on the page of a TLB line's tag.
+@inline(__always) private func fits(_ address: UInt64, _ tag: UInt64, _ bytes: UInt64) -> Bool {
+    address &- tag <= pageSize &- bytes
+}
+
+/// REP MOVS in 64-bit mode. Most are short: one compare for each end, and the host's own instruction.
+let repMovs64Handler: Handler = { s, i in
+    let size = UInt64(i.pointee.size)
+    let count = s.register(1)
+    guard count &- 1 < pageSize / size, s.pointee.rflags & (RFlags.trap | RFlags.direction) == 0 else {
+        return stringHandler(s, i)
+    }
+    let bytes = count &* size
+    let target = s.register(rdiNumber)
+    let source = s.register(rsiNumber) &+ s.segmentBases[Int(i.pointee.segment)]
+    let to = tlbLine(s, target)
+    let from = tlbLine(s, source)
+    guard fits(target, to.pointee.write_tag, bytes), fits(source, from.pointee.read_tag, bytes) else {
+        return stringHandler(s, i)
+    }
+    alu_rep_movs(hostPointer(to, target), hostPointer(from, source), count, i.pointee.size)
+    s.setRegister(rsiNumber, s.register(rsiNumber) &+ bytes)
+    s.setRegister(rdiNumber, target &+ bytes)
+    s.setRegister(1, 0)
+    return i + 1
+}
+
+/// REP STOS in 64-bit mode.
+let repStos64Handler: Handler = { s, i in
+    let size = UInt64(i.pointee.size)
+    let count = s.register(1)
+    guard count &- 1 < pageSize / size, s.pointee.rflags & (RFlags.trap | RFlags.direction) == 0 else {
+        return stringHandler(s, i)
+    }
+    let target = s.register(rdiNumber)
+    let line = tlbLine(s, target)
+    guard fits(target, line.pointee.write_tag, count &* size) else { return stringHandler(s, i) }
+    alu_rep_stos(hostPointer(line, target), s.register(0), count, i.pointee.size)
+    s.setRegister(rdiNumber, target &+ count &* size)
+    s.setRegister(1, 0)
+    return i + 1
 }
 
 private struct Pause {

@@ -47,7 +47,8 @@ struct AccessPlan {
 
     private mutating func note(_ i: Insn, _ index: Int) {
         let mnemonic = Mnemonic(rawValue: i.pointee.mnemonic) ?? .invalid
-        guard BlockTranslator.isNative(i, mnemonic) else {
+        // A string operation may go to the interpreter all the same.
+        guard BlockTranslator.isNative(i, mnemonic), mnemonic != .movs, mnemonic != .stos else {
             closeAll()
             return
         }

@@ -36,12 +36,21 @@ extension BlockTranslator {
         return true
     }
 
+    /// REP MOVS, REP STOS: by CHost/translated.S, which has the interpreter do what it cannot.
+    private mutating func stringOperation(_ i: Insn, _ mnemonic: Mnemonic, _ index: Int) {
+        let number = (mnemonic == .movs ? 0 : 4) + i.pointee.size.trailingZeroBitCount
+        host.moveImmediate64(HostRegister.scratch2, address(i))
+        host.callThroughState(Int(MARTLET_STRING_OPERATIONS) + number * 16 + (flagsLive[index] ? 8 : 0))
+        vectorLevel = 0
+    }
+
     mutating func lowerControl(_ i: Insn, _ mnemonic: Mnemonic, _ index: Int) -> Bool {
         switch mnemonic {
         case .cbw, .cwd:
             if i.pointee.size == 2 { host.byte(0x66) }
             if i.pointee.size == 8 { host.byte(0x48) }
             host.byte(mnemonic == .cbw ? 0x98 : 0x99)
+        case .movs, .stos: stringOperation(i, mnemonic, index)
         case .clc: host.byte(0xF8)
         case .stc: host.byte(0xF9)
         case .cmc: host.byte(0xF5)

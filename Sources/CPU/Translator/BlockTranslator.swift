@@ -159,8 +159,15 @@ struct BlockTranslator {
         case .pushImmediate, .leave: return i.pointee.size == 8
         case .call, .ret: return i.pointee.size == 8
         case .jmpIndirect, .callIndirect: return i.pointee.size == 8
+        case .movs, .stos: return isPlainRepeat(i)
         default: return false
         }
+    }
+
+    /// REP with full addresses and without a segment base.
+    private static func isPlainRepeat(_ i: Insn) -> Bool {
+        i.pointee.flags & (InsnFlag.rep | InsnFlag.repne) != 0 && i.pointee.address_size == 8
+            && i.pointee.segment < UInt8(SegmentRegister.fs)
     }
 
     // MARK: - Leaving

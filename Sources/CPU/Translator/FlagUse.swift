@@ -31,7 +31,7 @@ struct FlagUse {
             self.init(reads: isZero, kills: !isZero)
         case .mov, .movImmediate, .movzxByte, .movzxWord, .movsxByte, .movsxWord, .movsxd, .lea, .push, .pop,
             .pushImmediate, .leave, .not, .nop, .pause, .lfence, .mfence, .sfence, .bswap, .xchg, .cbw, .cwd, .div,
-            .idiv:
+            .idiv, .movs, .stos:
             self.init(reads: false, kills: false)
         default: self.init(reads: true, kills: false)
         }
