@@ -61,7 +61,7 @@ let package = Package(
         .target(
             name: "CommandLineTool",
             dependencies: [
-                "Host", "KernelKVM", "Platform", "SoftKVM", "VMM",
+                "Host", "KernelKVM", "Platform", "SoftKVM", "VMM", "X86",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
@@ -96,7 +96,7 @@ let package = Package(
         .testTarget(
             name: "CommandLineToolTests",
             dependencies: [
-                "CommandLineTool", "VMM", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                "CommandLineTool", "SoftKVM", "VMM", .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
     ]

@@ -291,4 +291,18 @@ long host_online_processors(void) {
     return count > 0 ? count : 1;
 }
 
+size_t host_resident_size(const void *start, size_t size) {
+    enum { CHUNK = 1024 };
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    unsigned char present[CHUNK];
+    size_t result = 0;
+    for (size_t done = 0; done < size; done += CHUNK * page) {
+        size_t count = size - done < CHUNK * page ? size - done : CHUNK * page;
+        if (mincore((char *)start + done, count, present) < 0) return result;
+        for (size_t index = 0; index * page < count; index++)
+            if (present[index] & 1) result += page;
+    }
+    return result;
+}
+
 long host_random(void *buffer, size_t count) { return result_or_errno(getrandom(buffer, count, 0)); }

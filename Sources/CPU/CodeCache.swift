@@ -21,9 +21,9 @@ final class CodeCache {
     private let instructions: Insn
     private let blocks: UnsafeMutablePointer<Block>
     private let hash: UnsafeMutablePointer<UInt32>
-    private var instructionCount = 0
+    private(set) var instructionCount = 0
     /// Block 0 means none.
-    private var blockCount = 1
+    private(set) var blockCount = 1
 
     init() {
         func allocate<T>(_ count: Int, _ type: T.Type) -> UnsafeMutablePointer<T> {
@@ -118,6 +118,13 @@ final class CodeCache {
     /// The guest-physical addresses of all blocks.
     func forEachBlock(_ body: (UInt64) -> Void) {
         for number in 1..<blockCount where blocks[number].key != .max { body(blocks[number].key >> 3) }
+    }
+
+    /// Bytes of memory that it takes now.
+    var residentSize: Int {
+        host_resident_size(instructions, Self.instructionCapacity * MemoryLayout<martlet_insn>.stride)
+            + host_resident_size(blocks, Self.blockCapacity * MemoryLayout<Block>.stride)
+            + host_resident_size(hash, Self.hashSize * MemoryLayout<UInt32>.stride)
     }
 
     /// Drops everything. The caller clears the pages' lists and makes links and jump entries stale.

@@ -99,6 +99,14 @@ public final class Processor {
         return memory!.bindMemory(to: UnsafeMutableRawPointer?.self, capacity: count)
     }
 
+    /// Bytes of memory that the state, the lists of sites and the map of code pages take now.
+    var residentTables: Int {
+        let lists = 2 * CodeArena.recordCapacity * MemoryLayout<UnsafeMutableRawPointer?>.stride
+        let pages = max(1, pageCodeCount) * MemoryLayout<martlet_page_code>.stride
+        return host_resident_size(state, MemoryLayout<martlet_cpu>.stride) + host_resident_size(siteLists, lists)
+            + (state.pointee.page_code.map { host_resident_size($0, pages) } ?? 0)
+    }
+
     private func releasePageCode() {
         if let table = state.pointee.page_code {
             munmap(table, max(1, pageCodeCount) * MemoryLayout<martlet_page_code>.stride)
@@ -247,13 +255,16 @@ public final class Processor {
             return nil
         }
         let key = codeKey(page.pointee.guest_physical | UInt64(offset))
+        s.pointee.counters.block_lookups &+= 1
         if let found = cache.find(key) {
             remember(rip, found)
             return found
         }
+        let started = alu_rdtsc()
         guard let decoded = decodeBlock(page: page.pointee, offset: offset, linear: linear, key: key) else {
             return nil
         }
+        s.pointee.counters.decoding_cycles &+= alu_rdtsc() &- started
         if decoded.pointee.flags & InsnFlag.uncached == 0 { remember(rip, decoded) }
         return decoded
     }
@@ -310,6 +321,7 @@ public final class Processor {
             ended = result != .done || decoder.entry.flags & OpcodeEntry.endsBlock != 0
             count += 1
         }
+        s.pointee.counters.decoded_blocks &+= 1
         s.pointee.decoded_instructions &+= UInt64(count)
         watchForTranslation(place, count)
         place[count] = martlet_insn()
@@ -399,6 +411,7 @@ public final class Processor {
         scratch[1].page_offset = offset &+ UInt16(scratch.pointee.length)
         scratch[1].handler = endOfBlock
         scratch[1].interpreted = endOfBlock
+        s.pointee.counters.decoded_blocks &+= 1
         s.pointee.decoded_instructions &+= 1
         return scratch
     }

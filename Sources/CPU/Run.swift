@@ -158,6 +158,7 @@ extension Processor {
     private func noteException(_ vector: UInt8, _ error: UInt32?) {
         let s = state
         s.pointee.exceptions_delivered &+= 1
+        if vector < UInt8(MARTLET_EXCEPTION_VECTORS) { martlet_exception_counts(s)[Int(vector)] &+= 1 }
         s.pointee.last_exception_valid = 1
         s.pointee.last_exception_vector = vector
         s.pointee.last_exception_has_error = error == nil ? 0 : 1

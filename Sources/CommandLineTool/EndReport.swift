@@ -19,6 +19,7 @@ struct EndReport {
         if options.verbose, let trace {
             Message.note("the processor stopped at \(trace.description)")
             if let count = trace.instructionCount { Message.note("\(count) guest instructions") }
+            for line in trace.statistics.map(Figures.lines) ?? [] { Message.note(line) }
         }
         return status
     }

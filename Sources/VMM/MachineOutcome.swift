@@ -1,4 +1,6 @@
 public import Hypervisor
+public import SoftKVM
+internal import X86
 
 /// How one power-on of a machine ended.
 public enum MachineOutcome: Equatable, Sendable {
@@ -32,12 +34,18 @@ public struct ProcessorTrace: Equatable, Sendable {
     public var cr2: UInt64
     public var lastException: LastException?
     public var instructionCount: UInt64?
+    /// What the software engine counted.
+    public var statistics: VirtualCPUStatistics?
 
-    public init(rip: UInt64, cr2: UInt64, lastException: LastException? = nil, instructionCount: UInt64? = nil) {
+    public init(
+        rip: UInt64, cr2: UInt64, lastException: LastException? = nil, instructionCount: UInt64? = nil,
+        statistics: VirtualCPUStatistics? = nil
+    ) {
         self.rip = rip
         self.cr2 = cr2
         self.lastException = lastException
         self.instructionCount = instructionCount
+        self.statistics = statistics
     }
 
     /// "rip 0x…, cr2 0x…, last exception #PF (error code 0x2) at 0x…".
@@ -51,12 +59,3 @@ public struct ProcessorTrace: Equatable, Sendable {
 }
 
 func hex(_ value: UInt64) -> String { "0x" + String(value, radix: 16) }
-
-/// SDM vol. 3A table 6-1.
-private func exceptionName(_ vector: UInt8) -> String {
-    let names: [UInt8: String] = [
-        0: "#DE", 1: "#DB", 2: "NMI", 3: "#BP", 4: "#OF", 5: "#BR", 6: "#UD", 7: "#NM", 8: "#DF", 10: "#TS", 11: "#NP",
-        12: "#SS", 13: "#GP", 14: "#PF", 16: "#MF", 17: "#AC", 18: "#MC", 19: "#XM", 20: "#VE", 21: "#CP",
-    ]
-    return names[vector] ?? "vector \(vector)"
-}

@@ -3,6 +3,7 @@ internal import DeviceModel
 internal import Host
 internal import Hypervisor
 internal import Platform
+internal import SoftKVM
 internal import Synchronization
 internal import X86
 
@@ -149,7 +150,7 @@ final class VirtualCPUThread: Sendable {
     private static func trace(of cpu: any VirtualCPU) throws(HypervisorError) -> ProcessorTrace {
         ProcessorTrace(
             rip: try cpu.registers().rip, cr2: try cpu.specialRegisters().cr2, lastException: cpu.lastException,
-            instructionCount: cpu.instructionCount)
+            instructionCount: cpu.instructionCount, statistics: (cpu as? SoftVirtualCPU)?.statistics)
     }
 }
 

@@ -36,6 +36,12 @@ private let spin: [UInt8] = [0xeb, 0xfe]  // jmp itself
         #expect(try cpu.registers().rax == 0x12cd)
         #expect(cpu.statistics.portExits == 3)
         #expect(cpu.statistics.haltExits == 1)
+        let translation = cpu.statistics.translation
+        #expect(translation.decodedBlocks >= 1 && translation.decodedInstructions >= 7)
+        #expect(translation.translatedBlocks == 0)
+        #expect(translation.cachedInstructions > 0 && translation.cachedInstructions < 100)
+        #expect(translation.residentBytes > 4096 && translation.residentBytes < 64 << 20)
+        #expect(translation.cyclesPerSecond > 1_000_000)
     }
 
     /// REP INS asks for all that it can store at once, as KVM does.

@@ -6,6 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "cpu_counters.h"
+
 // General registers by encoding; two more make every effective address one formula:
 // a register that is always zero, and the rip of the start of the current code page.
 enum {
@@ -406,6 +408,7 @@ typedef struct martlet_cpu {
     uint64_t supported_cr4;           // by CPUID
     // REP MOVS and REP STOS of 1, 2, 4 and 8 bytes, each without and with the flags kept, for the instruction in r14.
     void *_Nullable string_operations[16];
+    martlet_counters counters;
     martlet_address_space spaces[MARTLET_ADDRESS_SPACES];
 } martlet_cpu;
 
@@ -485,5 +488,6 @@ static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_large_pa
 static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_large_regions(martlet_address_space *_Nonnull space) { return space->large_regions; }
 static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_fetched(martlet_address_space *_Nonnull space) { return space->fetched; }
 static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_upper_fetched(martlet_cpu *_Nonnull cpu) { return cpu->upper_fetched; }
+static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_exception_counts(martlet_cpu *_Nonnull cpu) { return cpu->counters.exceptions; }
 
 #endif

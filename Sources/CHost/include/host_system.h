@@ -83,6 +83,8 @@ long host_terminal_size(int fd, int *_Nonnull columns, int *_Nonnull rows);
 
 void host_memory(uint64_t *_Nonnull total, uint64_t *_Nonnull free);
 long host_online_processors(void);
+/// How many bytes of a page-aligned mapping are in memory (mincore(2)). 0 where the host does not tell.
+size_t host_resident_size(const void *_Nonnull start, size_t size);
 long host_random(void *_Nonnull buffer, size_t count);
 
 #endif

@@ -383,6 +383,7 @@ func fetchPage(_ s: State, _ address: UInt64) -> UnsafeMutablePointer<martlet_fe
     let space = s.pointee.space.unsafelyUnwrapped
     let entry = martlet_fetch_table(space, isUser ? 1 : 0) + index
     if entry.pointee.tag == page { return entry }
+    s.pointee.counters.fetch_misses &+= 1
     guard let translation = translate(s, page, AccessRequest(isFetch: true, isUser: isUser)) else {
         s.pointee.exception_cr2 = address
         return nil

@@ -79,6 +79,12 @@ final class CodeArena {
         link(old + 1, to: new)
     }
 
+    /// Bytes of memory that it takes now.
+    var residentSize: Int {
+        guard let executable, let records else { return 0 }
+        return host_resident_size(executable, Self.size) + host_resident_size(records, Self.recordBytes)
+    }
+
     func reset() {
         if let records {
             records.initializeMemory(

@@ -26,6 +26,8 @@ extension Processor {
     /// The code of `count` instructions. Nil: no room; the next look-up of undecoded code starts everything anew.
     private func translate(_ first: Insn, count: Int, groupsAccesses: Bool) -> UnsafeMutableRawPointer? {
         guard !arenaIsFull, let host = arena.assembler else { return nil }
+        let started = alu_rdtsc()
+        defer { state.pointee.counters.translation_cycles &+= alu_rdtsc() &- started }
         let options = BlockTranslator.Options(
             isUser: state.pointee.cpl == 3, counts: state.pointee.counts_instructions != 0,
             groupsAccesses: groupsAccesses, hasBMI2: hostHasBMI2, noPage: state.pointee.no_page,
@@ -138,6 +140,7 @@ private let jumpHelper: TranslatedHelper = { s, i, target in
 
 /// A direct branch inside a page whose target was not translated when the branch was: links it once it is.
 private let resolveHelper: TranslatedHelper = { s, i, target in
+    s.pointee.counters.unlinked_branches &+= 1
     let pageRIP = s.register(Int(MARTLET_PAGE_RIP_REGISTER))
     let place = s.pointee.patch_place
     let flushes = s.pointee.cache_flushes
@@ -147,6 +150,7 @@ private let resolveHelper: TranslatedHelper = { s, i, target in
         flushes == s.pointee.cache_flushes, let owner = s.pointee.owner
     {
         Unmanaged<Processor>.fromOpaque(owner)._withUnsafeGuaranteedRef { $0.arena.link(place, to: code) }
+        s.pointee.counters.linked_branches &+= 1
     }
     return UnsafeMutableRawPointer(next)
 }

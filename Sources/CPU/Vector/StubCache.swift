@@ -38,6 +38,9 @@ final class StubCache {
     /// Bytes of generated code.
     var usedBytes: Int { used }
 
+    /// Bytes of memory that it takes now.
+    var residentSize: Int { executable.map { host_resident_size($0, capacity) } ?? 0 }
+
     /// Maps `capacity` bytes, a multiple of the page size.
     init(capacity: Int = 1 << 20) {
         var data: UnsafeMutableRawPointer?

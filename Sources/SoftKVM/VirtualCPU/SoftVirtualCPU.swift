@@ -360,15 +360,4 @@ public final class SoftVirtualCPU: VirtualCPU, @unchecked Sendable {
     public func finalReport() -> String? {
         core.execution.withLock { _ in processor.checkLockstep() ? nil : processor.lockstepReport }
     }
-
-    public var statistics: VirtualCPUStatistics {
-        var result = counters
-        result.instructions = state.pointee.instruction_count
-        result.exceptions = state.pointee.exceptions_delivered
-        result.tlbMisses = state.pointee.tlb_misses
-        result.decodedInstructions = state.pointee.decoded_instructions
-        result.invalidatedCodePages = state.pointee.invalidated_pages
-        result.codeCacheFlushes = state.pointee.cache_flushes
-        return result
-    }
 }
