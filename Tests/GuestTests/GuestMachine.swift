@@ -194,10 +194,11 @@ final class GuestMachine {
 enum GuestCPUID {
     static let entries: [kvm_cpuid_entry2] = [
         entry(0, 0, 0xd, 0x756e_6547, 0x6c65_746e, 0x4965_6e69),  // GenuineIntel
-        // SSE3, CMPXCHG16B, x2APIC, TSC deadline, hypervisor; FPU to SSE2 without MCE and MCA
-        entry(1, 0, 0x0003_06c1, 0x0001_0800, 0x8120_2001, 0x0783_fb7f & ~0x4080),
+        // SSE3, CMPXCHG16B, PCID, x2APIC, TSC deadline, hypervisor; FPU to SSE2 without MCE and MCA
+        entry(1, 0, 0x0003_06c1, 0x0001_0800, 0x8122_2001, 0x0783_fb7f & ~0x4080),
         entry(4, 0, 0x0000_0121, 0x01c0_003f, 0x0000_003f, 0, isIndexed: true),
         entry(4, 1, 0x0000_0122, 0x01c0_003f, 0x0000_003f, 0, isIndexed: true),
+        entry(7, 0, 0, 1 << 10, 0, 0, isIndexed: true),  // INVPCID
         entry(0x4000_0000, 0, 0x4000_0000, 0x7472_614d, 0x5474_656c, 0x7473_6574),  // MartletTest
         entry(0x8000_0000, 0, 0x8000_0008, 0, 0, 0),
         entry(0x8000_0001, 0, 0, 0, 1, 0x2010_0800),  // LAHF; SYSCALL, NX, long mode

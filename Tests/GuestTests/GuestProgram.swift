@@ -49,6 +49,7 @@ struct GuestProgram: CustomTestStringConvertible, Sendable {
         GuestProgram(name: "protected32-complete-ioapic", hasIRQChip: true),
         GuestProgram(name: "long64-complete-exceptions"),
         GuestProgram(name: "long64-complete-paging"),
+        GuestProgram(name: "long64-pcid"),
         GuestProgram(name: "long64-ring3"),
         GuestProgram(name: "long64-complete-x2apic", hasIRQChip: true),
     ]
