@@ -3,7 +3,7 @@
 // In translated code the guest's RAX RCX RDX RBX RBP RSI RDI R8-R11 are the host's, RSP is in r12, R12-R15 are in the
 // state. r15 holds the state, r13 and r14 are scratch, rsp is the host's own stack, 16-byte aligned. The status flags
 // are the host's. The vector registers and MXCSR are the guest's as far as the state's vector level says: bit 0 XMM,
-// bit 1 YMM too, bit 2 ZMM and the mask registers too.
+// bit 1 YMM too, bit 2 ZMM and the mask registers too; bit 3 the x87 registers and control word.
 
 #if defined(__x86_64__)
 #include "cpu_translated.h"
@@ -547,12 +547,41 @@ martlet_lost_return:
     RETURN_TO_LOOP
     .size martlet_lost_return, . - martlet_lost_return
 
-// The guest's vector registers to the state and MXCSR back to the host's. Changes RCX.
+// The guest's vector and x87 registers to the state, and the host's control words back. Changes RCX.
     .type martlet_save_vectors, @function
     .balign 16
 martlet_save_vectors:
     movl MARTLET_VECTOR_LEVEL(%r15), %ecx
     movl $0, MARTLET_VECTOR_LEVEL(%r15)
+    testl $8, %ecx
+    jz 9f
+    pushq %rax
+    pushq %rdx
+    movl $1, %eax
+    xorl %edx, %edx
+    xsave64 MARTLET_FX(%r15)
+    movq MARTLET_X87_OPCODE(%r15), %rax
+    movw %ax, MARTLET_FX + 6(%r15)
+    movq MARTLET_X87_INSTRUCTION(%r15), %rax
+    movq %rax, MARTLET_FX + 8(%r15)
+    movq MARTLET_X87_DATA(%r15), %rax
+    movq %rax, MARTLET_FX + 16(%r15)
+    // FNINIT costs much on some processors; EMMS does where the control word is the host's own.
+    cmpw $0x37F, MARTLET_FX(%r15)
+    jne 7f
+    emms
+    jmp 8f
+7:  fninit
+8:  popq %rdx
+    popq %rax
+9:  testl $7, %ecx
+    jnz martlet_save_wide
+    ret
+    .size martlet_save_vectors, . - martlet_save_vectors
+
+// The vector registers alone, of the level in ECX.
+    .type martlet_save_wide, @function
+martlet_save_wide:
     stmxcsr MARTLET_MXCSR(%r15)
     ldmxcsr MARTLET_HOST_MXCSR(%r15)
     testl $4, %ecx
@@ -576,13 +605,43 @@ martlet_save_vectors:
     .endr
     vzeroupper
     ret
-    .size martlet_save_vectors, . - martlet_save_vectors
+    .size martlet_save_wide, . - martlet_save_wide
 
-// The guest's vector registers from the state, as far as the level in r13 says, and MXCSR.
+// The guest's vector and x87 registers from the state, as far as the level in r13 says.
     .type martlet_restore_vectors, @function
     .balign 16
 martlet_restore_vectors:
     movl %r13d, MARTLET_VECTOR_LEVEL(%r15)
+    testl $8, %r13d
+    jz 9f
+    call martlet_restore_x87
+9:  testl $7, %r13d
+    jnz martlet_restore_wide
+    ret
+    .size martlet_restore_vectors, . - martlet_restore_vectors
+
+    .type martlet_restore_x87, @function
+martlet_restore_x87:
+    pushq %rax
+    pushq %rdx
+    movq $1, MARTLET_FX_HEADER(%r15)
+    movl $1, %eax
+    xorl %edx, %edx
+    xrstor64 MARTLET_FX(%r15)
+    movzwl MARTLET_FX + 6(%r15), %eax
+    movq %rax, MARTLET_X87_OPCODE(%r15)
+    movq MARTLET_FX + 8(%r15), %rax
+    movq %rax, MARTLET_X87_INSTRUCTION(%r15)
+    movq MARTLET_FX + 16(%r15), %rax
+    movq %rax, MARTLET_X87_DATA(%r15)
+    popq %rdx
+    popq %rax
+    ret
+    .size martlet_restore_x87, . - martlet_restore_x87
+
+// The vector registers alone, and MXCSR.
+    .type martlet_restore_wide, @function
+martlet_restore_wide:
     ldmxcsr MARTLET_MXCSR(%r15)
     testl $4, %r13d
     jnz 6f
@@ -603,7 +662,7 @@ martlet_restore_vectors:
     kmovq MARTLET_OPMASK + \n * 8(%r15), %k\n
     .endr
     ret
-    .size martlet_restore_vectors, . - martlet_restore_vectors
+    .size martlet_restore_wide, . - martlet_restore_wide
 
 // Makes the vector registers the guest's, as far as the level in r13 says, for the instruction in r14. Where the guest
 // may not use them now, or has unmasked an exception that the host would take, the interpreter executes the
@@ -614,6 +673,8 @@ martlet_load_vectors:
     movq %rcx, 8(%r15)
     testb $0x0C, MARTLET_CR0(%r15)      // EM, TS
     jnz 9f
+    testl $7, %r13d
+    jz 10f
     testb $2, MARTLET_CR4 + 1(%r15)     // OSFXSR
     jz 9f
     movl MARTLET_MXCSR(%r15), %ecx
@@ -633,16 +694,31 @@ martlet_load_vectors:
     testl $0xE0, %ecx
     jnz 9f
 2:  movl MARTLET_VECTOR_LEVEL(%r15), %ecx
-    testl %ecx, %ecx
+    andl $8, %ecx
+    orl %ecx, %r13d
+    movl MARTLET_VECTOR_LEVEL(%r15), %ecx
+    movl %r13d, MARTLET_VECTOR_LEVEL(%r15)
+    testl $7, %ecx
     jz 3f
     // A wider view of registers that are partly here: by way of the state.
-    call martlet_save_vectors
-3:  call martlet_restore_vectors
+    call martlet_save_wide
+3:  call martlet_restore_wide
+    movq 8(%r15), %rcx
+    ret
+// x87 and MMX: all exceptions masked, none pending.
+10: movzwl MARTLET_FX(%r15), %ecx
+    notl %ecx
+    testl $0x3F, %ecx
+    jnz 9f
+    testb $0x80, MARTLET_FX + 2(%r15)
+    jnz 9f
+    orl $8, MARTLET_VECTOR_LEVEL(%r15)
+    call martlet_restore_x87
     movq 8(%r15), %rcx
     ret
 // While the registers are here, MXCSR is too, and has been looked at.
-8:  cmpl $0, MARTLET_VECTOR_LEVEL(%r15)
-    jne 1b
+8:  testl $7, MARTLET_VECTOR_LEVEL(%r15)
+    jnz 1b
 9:  movq 8(%r15), %rcx
     movq %rax, 0(%r15)
     SAVE_REGISTERS

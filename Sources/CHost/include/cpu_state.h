@@ -288,6 +288,9 @@ typedef struct martlet_cpu {
     uint8_t vector_scratch[64];
     // FXSAVE64 image without its XMM part: x87, MMX, MXCSR. Where XMM registers would be is left to FXSAVE.
     uint8_t fx[512] __attribute__((aligned(16)));
+    uint64_t fx_header[8];            // XSAVE's, for the x87 part of `fx`
+    // FOP, FIP and FDP while the x87 registers are in the host's, and the next FDP.
+    uint64_t x87_opcode, x87_instruction, x87_data, x87_next_data;
 
     uint32_t stop;
     uint32_t exception_vector;

@@ -217,19 +217,20 @@ final class Lockstep {
 
     /// What is asked of the outer loop or of user space.
     private func requestsAreEqual(_ s: State, _ t: State) -> Bool {
-        let (a, b) = (s.pointee, t.pointee)
-        switch a.stop {
+        switch s.pointee.stop {
         case UInt32(MARTLET_STOP_EXCEPTION):
-            let isPageFault = a.exception_vector == UInt32(ExceptionVector.pageFault.rawValue)
-            return a.exception_vector == b.exception_vector && a.exception_error == b.exception_error
-                && a.exception_has_error == b.exception_has_error
-                && (!isPageFault || a.exception_cr2 == b.exception_cr2)
+            let isPageFault = s.pointee.exception_vector == UInt32(ExceptionVector.pageFault.rawValue)
+            return s.pointee.exception_vector == t.pointee.exception_vector
+                && s.pointee.exception_error == t.pointee.exception_error
+                && s.pointee.exception_has_error == t.pointee.exception_has_error
+                && (!isPageFault || s.pointee.exception_cr2 == t.pointee.exception_cr2)
         case UInt32(MARTLET_STOP_PORT):
-            return a.port_number == b.port_number && a.port_size == b.port_size && a.port_is_write == b.port_is_write
-                && a.port_count == b.port_count
-                && (a.port_is_write == 0 || martlet_port_data(s)[0] == martlet_port_data(t)[0])
+            return s.pointee.port_number == t.pointee.port_number && s.pointee.port_size == t.pointee.port_size
+                && s.pointee.port_is_write == t.pointee.port_is_write
+                && s.pointee.port_count == t.pointee.port_count
+                && (s.pointee.port_is_write == 0 || martlet_port_data(s)[0] == martlet_port_data(t)[0])
         case UInt32(MARTLET_STOP_MMIO):
-            let index = Int(a.mmio_count)
+            let index = Int(s.pointee.mmio_count)
             guard index < Int(MARTLET_MMIO_FRAGMENTS) else { return false }
             let (x, y) = (s.mmioFragments[index], t.mmioFragments[index])
             return x.address == y.address && x.size == y.size && x.is_write == y.is_write

@@ -71,7 +71,8 @@ struct AccessPlan {
     }
 
     private mutating func noteOperand(_ i: Insn, _ mnemonic: Mnemonic, _ index: Int) {
-        guard BlockTranslator.isMemory(i), mnemonic != .lea, mnemonic != .nop, let base = BlockTranslator.plainBase(i)
+        guard BlockTranslator.isMemory(i), mnemonic != .lea, mnemonic != .nop,
+            mnemonic != .cmpxchg8b, let base = BlockTranslator.plainBase(i)
         else { return }
         let number = Int(base >> 3)
         guard number < 12 else { return }
@@ -96,7 +97,7 @@ struct AccessPlan {
     private static func writes(_ i: Insn, _ mnemonic: Mnemonic) -> Bool {
         switch mnemonic {
         case .cmp, .test, .movzxByte, .movzxWord, .movsxByte, .movsxWord, .movsxd, .imul2, .imul3, .mul, .imul1, .cmov,
-            .popcnt, .bsf, .bsr, .div, .idiv, .jmpIndirect, .callIndirect:
+            .popcnt, .bsf, .bsr, .bt, .div, .idiv, .jmpIndirect, .callIndirect:
             false
         case .mov, .add, .or, .adc, .sbb, .and, .sub, .xor: i.pointee.operation != Form.ge.rawValue
         default: true

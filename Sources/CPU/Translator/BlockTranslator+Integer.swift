@@ -26,7 +26,8 @@ extension BlockTranslator {
         case .div, .idiv: divide(i, mnemonic, index)
         case .vector: return vector(i, index)
         case .set: setByte(i, index)
-        case .bt, .bts, .btr, .btc: bitTest(i, mnemonic)
+        case .bt, .bts, .btr, .btc: bitTest(i, index, mnemonic)
+        case .cmpxchg8b: compareExchangePair(i, index)
         case .xchg: exchange(i, index, opcode: i.pointee.size == 1 ? 0x86 : 0x87, map: 0)
         case .xadd: exchange(i, index, opcode: i.pointee.size == 1 ? 0xC0 : 0xC1, map: 1)
         case .cmpxchg: exchange(i, index, opcode: i.pointee.size == 1 ? 0xB0 : 0xB1, map: 1)
@@ -349,10 +350,18 @@ extension BlockTranslator {
         keep(target, i.pointee.rm)
     }
 
-    mutating func bitTest(_ i: Insn, _ mnemonic: Mnemonic) {
+    mutating func bitTest(_ i: Insn, _ index: Int, _ mnemonic: Mnemonic) {
         let size = Int(i.pointee.size)
-        let target = fetch(i.pointee.rm, into: HostRegister.scratch)
         let number = 4 + Int(mnemonic.rawValue) - Int(Mnemonic.bt.rawValue)
+        if Self.isMemory(i) {
+            let kind = mnemonic == .bt ? AccessKind.read : AccessKind.readWrite
+            let memory = operandAccess(i, index, Access(kind: kind, size: size))
+            let lock = i.pointee.flags & InsnFlag.lock != 0
+            host.operation(map: 1, 0xBA, size: size, reg: number, memory, lock: lock)
+            host.byte(Int(i.pointee.immediate & 0xFF))
+            return
+        }
+        let target = fetch(i.pointee.rm, into: HostRegister.scratch)
         if i.pointee.operation == Form.eg.rawValue {
             let source = fetch(i.pointee.reg, into: HostRegister.scratch2)
             host.operation(map: 1, 0x83 | number << 3, size: size, reg: source, .register(target))
@@ -361,6 +370,14 @@ extension BlockTranslator {
             host.byte(Int(i.pointee.immediate & 0xFF))
         }
         if mnemonic != .bt { keep(target, i.pointee.rm) }
+    }
+
+    /// CMPXCHG8B, and CMPXCHG16B, whose operand must be aligned; the registers are where they are.
+    mutating func compareExchangePair(_ i: Insn, _ index: Int) {
+        let size = i.pointee.size == 8 ? 8 : 4
+        let access = Access(kind: AccessKind.readWrite, size: size * 2, isAligned: size == 8)
+        let memory = operandAccess(i, index, access)
+        host.operation(map: 1, 0xC7, size: size, reg: 1, memory, lock: i.pointee.flags & InsnFlag.lock != 0)
     }
 
     /// XCHG, XADD, CMPXCHG: both operands are written.

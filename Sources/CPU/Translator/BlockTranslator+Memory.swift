@@ -5,7 +5,7 @@ internal import CHost
 
 extension BlockTranslator {
     /// The guest address of the memory operand in `target`; flags are kept. Changes both scratch registers.
-    mutating func computeAddress(_ i: Insn, into target: Int) {
+    mutating func computeAddress(_ i: Insn, into target: Int, withSegment: Bool = true) {
         let other = target == HostRegister.scratch ? HostRegister.scratch2 : HostRegister.scratch
         let displacement = Int(i.pointee.displacement)
         let hasIndex = i.pointee.index != UInt8(MARTLET_ZERO_REGISTER * 8)
@@ -29,7 +29,7 @@ extension BlockTranslator {
             let index = hasIndex ? fetch(i.pointee.index, into: other) : nil
             host.lea(target, base: base, index: index, scale: scale, displacement: displacement)
         }
-        if isComplex {
+        if isComplex, withSegment {
             host.load(other, fromState: Int(MARTLET_SEGMENT_BASE) + Int(i.pointee.segment) * 8)
             host.lea(target, base: target, index: other, displacement: 0)
         }

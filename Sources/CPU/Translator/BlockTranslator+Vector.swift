@@ -16,13 +16,17 @@ extension BlockTranslator {
         case .sse: 1
         case .avx: 3
         case .avx512: 7
-        case .x87, .mmx, .mixed: nil
+        case .x87, .mmx: hostHasXSAVE ? 8 : nil
+        case .mixed: hostHasXSAVE ? 9 : nil
         }
     }
 
     mutating func vector(_ i: Insn, _ index: Int) -> Bool {
         guard let encoding = Self.nativeVector(i), let level = Self.level(encoding.unit) else { return false }
-        requireVectors(i, index, level)
+        if level & 8 != 0 { requireVectors(i, index, 8) }
+        if level & 7 != 0 { requireVectors(i, index, level & 7) }
+        let hasData = encoding.unit == .x87 && encoding.access != .none
+        if hasData { computeNextData(i) }
         var rm = EncodedRM.register(encoding.rmNumber)
         if encoding.access != .none {
             rm = vectorOperand(i, index, encoding)
@@ -33,12 +37,32 @@ extension BlockTranslator {
         var reg = encoding.regNumber
         let generalReg = encoding.reg == .general ? reg * 8 : nil
         if let generalReg { reg = UInt8(fetch(generalReg, into: HostRegister.scratch2)) }
+        if encoding.unit == .x87 { recordPointers(i, hasData: hasData) }
         encoding.emit(to: &host, reg: reg, rm: rm)
         if let generalReg, encoding.writesReg { keep(Int(reg), generalReg) }
         if encoding.access == .none, encoding.rm == .general, encoding.writesRM {
             keep(HostRegister.scratch, encoding.rmNumber * 8)
         }
         return true
+    }
+
+    /// FDP is the operand's offset in its segment; it changes when the access is sure to succeed.
+    private mutating func computeNextData(_ i: Insn) {
+        computeAddress(i, into: HostRegister.scratch2, withSegment: false)
+        host.store(HostRegister.scratch2, toState: Int(MARTLET_X87_NEXT_DATA))
+    }
+
+    /// FOP, FIP and FDP (SDM vol. 1 §8.1.8, §8.1.9).
+    private mutating func recordPointers(_ i: Insn, hasData: Bool) {
+        let value = HostRegister.scratch2
+        host.operation(0xC7, size: 8, reg: 0, .state(Int(MARTLET_X87_OPCODE)))
+        host.word32(Int(i.pointee.opcode & 7) << 8 | Int(i.pointee.modrm))
+        host.load(value, fromState: Int(MARTLET_PAGE_RIP))
+        host.lea(value, base: value, displacement: Int(i.pointee.page_offset))
+        host.store(value, toState: Int(MARTLET_X87_INSTRUCTION))
+        if !hasData { return }
+        host.load(value, fromState: Int(MARTLET_X87_NEXT_DATA))
+        host.store(value, toState: Int(MARTLET_X87_DATA))
     }
 
     private mutating func vectorOperand(_ i: Insn, _ index: Int, _ encoding: VectorEncoding) -> EncodedRM {
@@ -57,12 +81,22 @@ extension BlockTranslator {
         if vectorLevel & level == level { return }
         let keepsFlags = flagsLive[index]
         if keepsFlags { saveFlags() }
-        // test byte [vector level], the highest bit
+        // test byte [vector level], the highest bit that it needs
         host.operation(0xF6, size: 1, reg: 0, .state(Int(MARTLET_VECTOR_LEVEL)))
-        host.byte((level + 1) >> 1)
+        host.byte(level == 8 ? 8 : (level + 1) >> 1)
         let branch = host.jump(HostCondition.zero)
         deferred.append(.loadVectors(insn: i, level: level, branch: branch, back: host.position))
         if keepsFlags { restoreFlags() }
-        vectorLevel = level
+        vectorLevel |= level
     }
 }
+
+/// CPUID.1:ECX bits 26 and 27: XSAVE, and the host's kernel lets it be used.
+private let hostHasXSAVE: Bool = {
+    var registers: (UInt32, UInt32, UInt32, UInt32) = (0, 0, 0, 0)
+    return withUnsafeMutableBytes(of: &registers) { bytes in
+        guard let base = bytes.bindMemory(to: UInt32.self).baseAddress else { return false }
+        martlet_host_cpuid(1, 0, base)
+        return base[2] >> 26 & 3 == 3
+    }
+}()

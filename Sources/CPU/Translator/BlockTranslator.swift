@@ -154,7 +154,8 @@ struct BlockTranslator {
             return mnemonic != .lea || i.pointee.flags & InsnFlag.complexAddress == 0
         case .movsxd: return i.pointee.size != 2
         case .div, .idiv: return i.pointee.size >= 4
-        case .bt, .bts, .btr, .btc: return !memory
+        case .bt, .bts, .btr, .btc: return !memory || i.pointee.operation != Form.eg.rawValue
+        case .cmpxchg8b: return true
         case .push, .pop: return !memory && i.pointee.size == 8
         case .pushImmediate, .leave: return i.pointee.size == 8
         case .call, .ret: return i.pointee.size == 8
