@@ -5,7 +5,7 @@ import Testing
 @testable import CPU
 
 /// Sets the attention word every millisecond, as timers and other vCPUs do.
-private final class AttentionThread {
+final class AttentionThread {
     private struct Shared {
         var state: State
         var isDone: UInt32 = 0
@@ -318,7 +318,7 @@ func residentPages() -> Int {
     return resident
 }
 
-private func fuzzSetting(_ name: String) -> UInt64? { getenv(name).map { UInt64(strtoull($0, nil, 0)) } }
+func fuzzSetting(_ name: String) -> UInt64? { getenv(name).map { UInt64(strtoull($0, nil, 0)) } }
 
 /// No stream of instructions traps, hangs or corrupts the process that runs it.
 ///

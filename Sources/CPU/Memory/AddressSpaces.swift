@@ -378,7 +378,8 @@ func protectCodePage(_ s: State, _ code: UnsafeMutablePointer<martlet_page_code>
             let lines = martlet_tlb_table(space, UInt32(table))
             func protect(_ index: Int) {
                 let line = lines + index
-                if line.pointee.addend &+ line.pointee.read_tag == host, line.pointee.write_tag == line.pointee.read_tag {
+                if line.pointee.addend &+ line.pointee.read_tag == host, line.pointee.write_tag == line.pointee.read_tag
+                {
                     line.pointee.write_tag = impossibleTag(index)
                     line.pointee.flags |= UInt64(MARTLET_TLB_CODE)
                 }

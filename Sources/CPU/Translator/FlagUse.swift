@@ -14,7 +14,8 @@ struct FlagUse {
             return
         }
         if let vector = BlockTranslator.nativeVector(i) {
-            self.init(reads: vector.readsFlags, kills: vector.writesFlags && vector.unit != .general && vector.unit != .x87)
+            self.init(
+                reads: vector.readsFlags, kills: vector.writesFlags && vector.unit != .general && vector.unit != .x87)
             return
         }
         switch mnemonic {

@@ -107,14 +107,19 @@ private typealias TranslatedHelper = @convention(c) (State, Insn, UInt64) -> Uns
 private let accessHelper: TranslatedHelper = { s, i, address in
     let kind = UInt8(truncatingIfNeeded: s.pointee.access_kind >> 8)
     let size = s.pointee.access_kind & 0xFF
+    // Accessed bits that the walk sets may be in this very code (a page of tables is executed): what has begun is
+    // executed as it was, and what follows looked up again.
+    let interpreted = i.pointee.interpreted
+    let invalidations = s.pointee.invalidated_pages
     if (address & pageMask) &+ size <= pageSize, isCanonical(address), kind & 4 == 0 || address & (size &- 1) == 0,
         let target = resolveData(s, address, kind & AccessKind.readWrite), let host = target.host,
-        kind & AccessKind.write == 0 || !holdsCode(s, target.guestPhysical)
+        kind & AccessKind.write == 0 || !holdsCode(s, target.guestPhysical),
+        invalidations == s.pointee.invalidated_pages
     {
         return host
     }
     s.pointee.stop = UInt32(MARTLET_STOP_NONE)
-    s.pointee.leave_with = unsafeBitCast(i.pointee.interpreted, to: Handler.self)(s, i)
+    s.pointee.leave_with = unsafeBitCast(interpreted, to: Handler.self)(s, i)
     return nil
 }
 
