@@ -461,6 +461,7 @@ martlet_jump_translated:
     movq %r13, %rax
     shrq $12, %rax
     xorq %r13, %rax
+    xorl MARTLET_JUMP_SALT(%r15), %eax
     andl $4095, %eax
     shll $5, %eax
     addq %r15, %rax

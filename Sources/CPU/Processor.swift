@@ -286,7 +286,7 @@ public final class Processor {
 
     private func remember(_ rip: UInt64, _ target: Insn) {
         let s = state
-        s.jumpTable[jumpIndex(rip)] = martlet_jump_entry(
+        s.jumpTable[jumpIndex(s, rip)] = martlet_jump_entry(
             rip: rip, key: s.pointee.fetch_key, target: target,
             page_rip: s.register(Int(MARTLET_PAGE_RIP_REGISTER)))
     }
@@ -417,8 +417,9 @@ public final class Processor {
     }
 }
 
-@inline(__always) func jumpIndex(_ rip: UInt64) -> Int {
-    Int(truncatingIfNeeded: (rip ^ (rip >> 12)) & UInt64(MARTLET_JUMP_ENTRIES - 1))
+@inline(__always) func jumpIndex(_ s: State, _ rip: UInt64) -> Int {
+    let hash = rip ^ (rip >> 12) ^ UInt64(s.pointee.jump_salt)
+    return Int(truncatingIfNeeded: hash & UInt64(MARTLET_JUMP_ENTRIES - 1))
 }
 
 /// The linear address to fetch from at `rip`, checked (SDM vol. 3A §5.3). Nil: fault recorded.
@@ -447,7 +448,7 @@ func fetchAddress(_ s: State, _ rip: UInt64) -> UInt64? {
 
 @inline(__always) func findBlock(_ s: State) -> Insn? {
     let rip = s.pointee.rip
-    let entry = s.jumpTable + jumpIndex(rip)
+    let entry = s.jumpTable + jumpIndex(s, rip)
     if entry.pointee.rip == rip, entry.pointee.key == s.pointee.fetch_key {
         s.setRegister(Int(MARTLET_PAGE_RIP_REGISTER), entry.pointee.page_rip)
         return entry.pointee.target

@@ -87,6 +87,7 @@ typedef struct martlet_address_space {
     uint64_t last_used;
     uint32_t pcid;
     uint32_t is_used;
+    uint32_t jump_salt;
     // Where lines of pages of 2 MiB and more may be: bit (address >> 21) & 511, and the regions of 1 GiB
     // (address >> 30 << 1, bit 0: with pages of more than 2 MiB). More regions than there is room for: anywhere.
     uint64_t large_pages[8];
@@ -401,6 +402,7 @@ typedef struct martlet_cpu {
     uint8_t in_lockstep;              // 1: attention does not split a repetition, and each fetch translation is kept
     uint64_t (*_Nullable host_tsc)(void *_Nullable context); // instead of the host's own counter; context as for hooks
     uint8_t extended[MARTLET_EXTENDED_SIZE] __attribute__((aligned(16))); // an XSAVE area being put together or read
+    uint32_t jump_salt;               // of the index in `jumps`: user code of several address spaces has room beside
     uint64_t space_clock;             // of the address spaces' last_used
     uint32_t tlb_epoch;               // complete flushes of all address spaces, from 1
     uint32_t has_low_globals;         // 1: a global page in the lower half of an address space

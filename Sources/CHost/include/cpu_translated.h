@@ -57,7 +57,8 @@
 #define MARTLET_CR4 3440
 #define MARTLET_BRANCH_TARGET 21712
 #define MARTLET_JUMPS 21720
-#define MARTLET_STRING_OPERATIONS 2256800
+#define MARTLET_STRING_OPERATIONS 2256808
+#define MARTLET_JUMP_SALT 2252656
 
 #define MARTLET_INSN_SIZE 80
 #define MARTLET_INSN_POSITION 56
@@ -99,6 +100,7 @@ _Static_assert(offsetof(martlet_cpu, attention) == MARTLET_ATTENTION, "offset");
 _Static_assert(offsetof(martlet_cpu, fetch_key) == MARTLET_FETCH_KEY, "offset");
 _Static_assert(offsetof(martlet_cpu, rflags) == MARTLET_RFLAGS, "offset");
 _Static_assert(offsetof(martlet_cpu, string_operations) == MARTLET_STRING_OPERATIONS, "offset");
+_Static_assert(offsetof(martlet_cpu, jump_salt) == MARTLET_JUMP_SALT, "offset");
 _Static_assert(offsetof(martlet_cpu, segment_base) == MARTLET_SEGMENT_BASE, "offset");
 _Static_assert(offsetof(martlet_cpu, instruction_count) == MARTLET_COUNT, "offset");
 _Static_assert(offsetof(martlet_cpu, zmm) == MARTLET_ZMM, "offset");

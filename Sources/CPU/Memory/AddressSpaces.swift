@@ -136,6 +136,7 @@ func updateFetchKey(_ s: State) {
     var generation = isUser ? space.pointee.user_generation : space.pointee.supervisor_generation
     if generation == 0 { generation = s.pointee.shared_generation }
     s.pointee.fetch_key = generation << 8 | UInt64(s.pointee.mode) | (isUser ? 4 : 0)
+    s.pointee.jump_salt = isUser ? space.pointee.jump_salt : 0
     forgetOldReturns(s, isUser: isUser)
 }
 
@@ -229,6 +230,8 @@ private func takeSpace(_ s: State, _ space: Space, pcid: UInt32) {
         for user in 0..<2 { martlet_fetch_table(space, UInt32(user)).pointee.tag = .max }
     }
     space.pointee.pcid = pcid
+    // Any multiples that differ in their low bits do.
+    space.pointee.jump_salt = UInt32(truncatingIfNeeded: space - martlet_space(s, 0)) &* 0x2A5
     flush(s, space, keepGlobal: true)
 }
 
