@@ -690,10 +690,13 @@ martlet_load_vectors:
     notl %ecx
     testl $6, %ecx
     jnz 9f
-    testl $4, %r13d
-    jz 2f
+    // AVX instructions clear what lies above their results: where there is AVX-512, that is seen.
     testl $0xE0, %ecx
+    jz 4f
+    testl $4, %r13d
     jnz 9f
+    jmp 2f
+4:  orl $4, %r13d
 2:  movl MARTLET_VECTOR_LEVEL(%r15), %ecx
     andl $8, %ecx
     orl %ecx, %r13d

@@ -38,7 +38,8 @@ private func handler(for mnemonic: Mnemonic, _ i: Insn) -> Handler? {
     case .lea: return size == 8 && i.pointee.flags & InsnFlag.complexAddress == 0 ? lea64Handler : leaHandler
     case .rol, .ror, .rcl, .rcr, .shl, .shr, .sal, .sar: return shiftHandler(size)
     case .shld, .shrd: return doubleShiftHandler
-    case .bsf, .bsr, .popcnt, .imul2, .imul3: return scanHandler
+    case .bsf, .bsr, .tzcnt, .lzcnt, .popcnt, .imul2, .imul3: return scanHandler
+    case .adcx, .adox: return carryHandler
     case .bt, .bts, .btr, .btc: return bitTestHandler
     case .mul, .imul1: return multiplyHandler
     case .div, .idiv: return divideHandler
@@ -158,7 +159,9 @@ private func systemHandler(for mnemonic: Mnemonic) -> Handler? {
     case .xsave, .xsaveopt: xsaveHandler
     case .xsavec: xsavecHandler
     case .xrstor: xrstorHandler
-    // MONITOR, RDRAND and the rest need their feature bits: not there, #UD.
+    case .rdrand where HostProcessor.hasRDRAND, .rdseed where HostProcessor.hasRDSEED: randomHandler
+    case .rdpid: rdpidHandler
+    // MONITOR and the rest need their feature bits: not there, #UD.
     default: nil
     }
 }

@@ -12,10 +12,12 @@ private enum Features {
         | 1 << 15 | 1 << 16 | 1 << 17 | 1 << 19
     // Leaf 1 ECX: CX16 PCID MOVBE POPCNT XSAVE HYPERVISOR (OSXSAVE follows CR4).
     static let leaf1ECX: UInt32 = 1 << 13 | 1 << 17 | 1 << 22 | 1 << 23 | 1 << 26 | 1 << 31
-    // Leaf 7 EBX: FSGSBASE TSC_ADJUST SMEP ERMS INVPCID SMAP.
-    static let leaf7EBX: UInt32 = 1 << 0 | 1 << 1 | 1 << 7 | 1 << 9 | 1 << 10 | 1 << 20
-    // Leaf 7 ECX: UMIP.
-    static let leaf7ECX: UInt32 = 1 << 2
+    // Leaf 7 EBX: FSGSBASE TSC_ADJUST SMEP ERMS INVPCID SMAP CLFLUSHOPT CLWB; bit 13: FCS and FDS are not kept (SDM vol. 1
+    // §8.1.8).
+    static let leaf7EBX: UInt32 =
+        1 << 0 | 1 << 1 | 1 << 7 | 1 << 9 | 1 << 10 | 1 << 13 | 1 << 20 | 1 << 23 | 1 << 24
+    // Leaf 7 ECX: UMIP RDPID.
+    static let leaf7ECX: UInt32 = 1 << 2 | 1 << 22
     // Leaf 7 EDX: FSRM, IBRS/IBPB, ARCH_CAPABILITIES.
     static let leaf7EDX: UInt32 = 1 << 4 | 1 << 26 | 1 << 29
     // Leaf 7.2 EDX: BHI_CTRL, MCDT_NO. Linux looks at no "not affected" bit for branch history injection, only at this
@@ -25,12 +27,21 @@ private enum Features {
     static let extendedEDX: UInt32 = 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29
     // Leaf 0x80000001 ECX: LAHF in 64-bit mode, PREFETCHW.
     static let extendedECX: UInt32 = 1 << 0 | 1 << 8
+
+    // What the host's own instructions do.
+    static let hostLeaf1ECX = VectorUnit.features(leaf: 1, register: 2) | (HostProcessor.hasRDRAND ? 1 << 30 : 0)
+    static let hostLeaf1EDX = VectorUnit.features(leaf: 1, register: 3)
+    static let hostLeaf7EBX =
+        VectorUnit.features(leaf: 7, register: 1) | (HostProcessor.hasRDSEED ? 1 << 18 : 0)
+        | (HostProcessor.hasADX ? 1 << 19 : 0)
+    static let hostLeaf7ECX = VectorUnit.features(leaf: 7, register: 2)
+    /// LZCNT.
+    static let hostExtendedECX: UInt32 = HostProcessor.hasLZCNT ? 1 << 5 : 0
 }
 
 extension Processor {
     /// Every leaf that this processor has; the engine adds its own (paravirtual leaves, APIC features).
     public static func supportedCPUID() -> [kvm_cpuid_entry2] {
-        let vector = VectorUnit.supportedFeatures()
         var entries: [kvm_cpuid_entry2] = []
         func add(_ leaf: UInt32, _ eax: UInt32, _ ebx: UInt32, _ ecx: UInt32, _ edx: UInt32, subleaf: UInt32? = nil) {
             var entry = kvm_cpuid_entry2()
@@ -53,20 +64,24 @@ extension Processor {
         let vendor = text("GenuineIntel")
         add(0, 0xD, vendor[0], vendor[2], vendor[1])
         // Family 6, model 0x6A, stepping 6; CLFLUSH line of 64 bytes, one logical processor.
-        add(1, 0x0006_06A6, 0x0001_0800, Features.leaf1ECX | vector.leaf1ecx, Features.leaf1EDX | vector.leaf1edx)
+        add(
+            1, 0x0006_06A6, 0x0001_0800, Features.leaf1ECX | Features.hostLeaf1ECX,
+            Features.leaf1EDX | Features.hostLeaf1EDX)
         add(2, 0x0076_0301, 0xF0B5_FF, 0, 0x00C3_0000)
         add(4, 0x121, 0x02C0_003F, 0x3F, 0, subleaf: 0)
         add(4, 0x122, 0x01C0_003F, 0x3F, 0, subleaf: 1)
         add(4, 0x143, 0x03C0_003F, 0x3FF, 0, subleaf: 2)
         add(4, 0, 0, 0, 0, subleaf: 3)
         add(6, 1 << 2, 0, 0, 0)
-        add(7, 2, Features.leaf7EBX | vector.leaf7ebx, Features.leaf7ECX, Features.leaf7EDX, subleaf: 0)
-        add(7, 0, 0, 0, 0, subleaf: 1)
+        add(
+            7, 2, Features.leaf7EBX | Features.hostLeaf7EBX, Features.leaf7ECX | Features.hostLeaf7ECX,
+            Features.leaf7EDX, subleaf: 0)
+        add(7, VectorUnit.features(leaf: 7, subleaf: 1, register: 0), 0, 0, 0, subleaf: 1)
         add(7, 0, 0, 0, Features.leaf7Subleaf2EDX, subleaf: 2)
         add(0xA, 0, 0, 0, 0)
         addExtendedState { add($0, $1, $2, $3, $4, subleaf: $5) }
         add(0x8000_0000, 0x8000_0008, 0, 0, 0)
-        add(0x8000_0001, 0, 0, Features.extendedECX, Features.extendedEDX)
+        add(0x8000_0001, 0, 0, Features.extendedECX | Features.hostExtendedECX, Features.extendedEDX)
         let brand = text("Martlet software x86-64 processor               ")
         for index in 0..<3 {
             add(

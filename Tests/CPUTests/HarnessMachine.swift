@@ -279,6 +279,8 @@ final class TestMachine {
     }
 }
 
+func hex(_ value: UInt64) -> String { "0x" + String(value, radix: 16) }
+
 /// A small generator with a seed, so that every failure can be had again.
 struct Dice {
     private var state: UInt64

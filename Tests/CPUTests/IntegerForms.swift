@@ -211,6 +211,8 @@ private func bits() -> [TestForm] {
         TestForm(name: "shrd cl", opcode: [0x0F, 0xAD]),
         TestForm(name: "bsf", opcode: [0x0F, 0xBC]),
         TestForm(name: "bsr", opcode: [0x0F, 0xBD]),
+        TestForm(name: "tzcnt", opcode: [0x0F, 0xBC], prefix: 0xF3),
+        TestForm(name: "lzcnt", opcode: [0x0F, 0xBD], prefix: 0xF3),
         TestForm(name: "popcnt", opcode: [0x0F, 0xB8], prefix: 0xF3),
         TestForm(name: "crc32", opcode: [0x0F, 0x38, 0xF0], widths: .fixed(4), prefix: 0xF2),
         TestForm(name: "crc32", opcode: [0x0F, 0x38, 0xF1], prefix: 0xF2),
@@ -225,6 +227,10 @@ private func bits() -> [TestForm] {
             name: "cmpxchg16b", opcode: [0x0F, 0xC7], modrm: .digit(1), widths: .fixed(8),
             traits: [.memoryOnly, .lockable, .compares, .aligned16, .longOnly]),
     ]
+    if HostProcessor.hasADX {
+        forms.append(TestForm(name: "adcx", opcode: [0x0F, 0x38, 0xF6], prefix: 0x66, traits: .no16))
+        forms.append(TestForm(name: "adox", opcode: [0x0F, 0x38, 0xF6], prefix: 0xF3, traits: .no16))
+    }
     for (index, opcode) in [UInt8(0xA3), 0xAB, 0xB3, 0xBB].enumerated() {
         let lock: TestForm.Traits = index == 0 ? [] : .lockable
         forms.append(TestForm(name: "bt\(index)", opcode: [0x0F, opcode], traits: lock.union(.bitOffset)))

@@ -143,8 +143,6 @@ private final class IntegerBench {
         return found
     }
 
-    private func hex(_ value: UInt64) -> String { "0x" + String(value, radix: 16) }
-
     private func check(
         _ bench: IntegerBench, _ c: IntegerCase, at address: UInt64, _ encoder: inout IntegerEncoder, rounds: Int
     ) -> String? {

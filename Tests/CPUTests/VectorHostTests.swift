@@ -37,7 +37,7 @@ import Testing
         switch operand {
         case .xmm: UInt8(random.below(16))
         case .mm: UInt8(random.below(8))
-        case .general, .none: random.pick(Self.registers)
+        case .general, .none, .mask: random.pick(Self.registers)
         }
     }
 

@@ -309,12 +309,19 @@ import Testing
         #expect(executed > 1000)
     }
 
-    @Test func featuresAreTheHosts() {
-        let features = VectorUnit.supportedFeatures()
-        #expect(features.leaf1edx & 0x0780_0001 == 0x0780_0001)
-        var registers: [UInt32] = [0, 0, 0, 0]
-        registers.withUnsafeMutableBufferPointer { martlet_host_cpuid(1, 0, $0.baseAddress!) }
-        #expect(features.leaf1ecx & ~registers[2] == 0)
-        #expect(features.leaf1edx & ~registers[3] == 0)
+    @Test(arguments: [(UInt32(1), UInt32(0)), (7, 0), (7, 1)]) func featuresAreTheHosts(_ leaf: (UInt32, UInt32)) {
+        let host = HostProcessor.leaf(leaf.0, leaf.1)
+        for register in 0..<4 {
+            let features = VectorUnit.features(leaf: leaf.0, subleaf: leaf.1, register: register)
+            #expect(features & ~host[register] == 0, "register \(register)")
+        }
+    }
+
+    @Test func baseFeatures() {
+        #expect(VectorUnit.features(leaf: 1, register: 3) & 0x0780_0001 == 0x0780_0001)
+        // AVX-512 F, DQ, CD, BW and VL: all or none.
+        let wide: UInt32 = 1 << 16 | 1 << 17 | 1 << 28 | 1 << 30 | 1 << 31
+        let found = VectorUnit.features(leaf: 7, register: 1) & wide
+        #expect(found == (VectorUnit.has(.avx512) ? wide : 0))
     }
 }

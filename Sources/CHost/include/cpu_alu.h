@@ -288,6 +288,53 @@ static inline __attribute__((always_inline)) int martlet_compare_exchange64(uint
     return __atomic_compare_exchange_n(memory, &expected, desired, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
 
+// TZCNT and LZCNT of 2, 4 or 8 bytes, other flags kept; only where the host has them.
+#define MARTLET_COUNT_ZEROS(NAME)                                                                      \
+    static inline uint64_t alu_##NAME(uint64_t value, uint8_t size, uint16_t *_Nonnull status) {       \
+        uint16_t flags = *status;                                                                      \
+        uint64_t result = 0;                                                                           \
+        if (size == 2)                                                                                 \
+            __asm__(RESTORE #NAME "w %w2, %w0\n\t" CAPTURE : "+r"(result), "+&a"(flags) : "r"(value) : "cc"); \
+        else if (size == 4)                                                                            \
+            __asm__(RESTORE #NAME "l %k2, %k0\n\t" CAPTURE : "+r"(result), "+&a"(flags) : "r"(value) : "cc"); \
+        else                                                                                           \
+            __asm__(RESTORE #NAME "q %2, %0\n\t" CAPTURE : "+r"(result), "+&a"(flags) : "r"(value) : "cc");   \
+        *status = flags;                                                                               \
+        return result;                                                                                 \
+    }
+MARTLET_COUNT_ZEROS(tzcnt)
+MARTLET_COUNT_ZEROS(lzcnt)
+#undef MARTLET_COUNT_ZEROS
+
+// ADCX and ADOX of 4 or 8 bytes: CF, or OF, is bit 8, or 0, of the status word.
+static inline uint64_t alu_add_carry(uint64_t a, uint64_t b, uint8_t size, uint8_t is_overflow, uint16_t *_Nonnull status) {
+    uint16_t bit = is_overflow ? 1 : 1 << 8;
+    uint64_t carry = (*status & bit) != 0;
+    uint64_t sum;
+    uint64_t out;
+    if (size == 4) {
+        sum = (a & 0xFFFFFFFF) + (b & 0xFFFFFFFF) + carry;
+        out = sum >> 32;
+        sum &= 0xFFFFFFFF;
+    } else {
+        unsigned __int128 wide = (unsigned __int128)a + b + carry;
+        sum = (uint64_t)wide;
+        out = (uint64_t)(wide >> 64);
+    }
+    *status = (uint16_t)(out ? *status | bit : *status & ~bit);
+    return sum;
+}
+
+// RDRAND and RDSEED: whether there was a number.
+static inline int martlet_host_random(int is_seed, uint64_t *_Nonnull value) {
+    unsigned char ok;
+    if (is_seed)
+        __asm__ volatile("rdseed %0; setc %1" : "=r"(*value), "=qm"(ok) : : "cc");
+    else
+        __asm__ volatile("rdrand %0; setc %1" : "=r"(*value), "=qm"(ok) : : "cc");
+    return ok;
+}
+
 static inline __attribute__((always_inline)) void martlet_host_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t *_Nonnull registers) {
     __asm__ volatile("cpuid" : "=a"(registers[0]), "=b"(registers[1]), "=c"(registers[2]), "=d"(registers[3])
                      : "a"(leaf), "c"(subleaf));

@@ -172,7 +172,8 @@ typedef struct martlet_insn {
     void *_Nullable handler;
     uint64_t immediate;
     void *_Nullable link; // branch: the target's first instruction; vector: the stub
-    uint64_t link_key;    // the fetch generation for which a link to another page holds; 0: same page
+    uint64_t link_key;    // branch: the fetch generation for which a link to another page holds, 0: same page;
+                          // VEX and EVEX: the prefix, and what handlers want to know (CPU/Vector/WideBinding.swift)
     int32_t displacement;
     uint16_t page_offset;
     uint8_t length;
@@ -401,6 +402,8 @@ typedef struct martlet_cpu {
     // Lockstep (CPU/Lockstep): two processors that must do the same.
     uint8_t in_lockstep;              // 1: attention does not split a repetition, and each fetch translation is kept
     uint64_t (*_Nullable host_tsc)(void *_Nullable context); // instead of the host's own counter; context as for hooks
+    // Instead of the host's own RDRAND and RDSEED: whether there was a number.
+    int (*_Nullable host_random)(void *_Nullable context, int is_seed, uint64_t *_Nonnull value);
     uint8_t extended[MARTLET_EXTENDED_SIZE] __attribute__((aligned(16))); // an XSAVE area being put together or read
     uint32_t jump_salt;               // of the index in `jumps`: user code of several address spaces has room beside
     uint64_t space_clock;             // of the address spaces' last_used

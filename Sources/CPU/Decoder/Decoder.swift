@@ -20,15 +20,17 @@ struct Decoder {
     let mode: UInt8
     let tables: OpcodeTables
 
-    private(set) var entry = OpcodeEntry()
+    var entry = OpcodeEntry()
     private var position = 0
-    private var rex: UInt8 = 0
+    var rex: UInt8 = 0
     private var hasOperandSize = false
     private var hasAddressSize = false
     private var repeatPrefix: UInt8 = 0
     private var lock = false
     private var segmentOverride: UInt8 = 0xFF
-    private var exhausted = false
+    private(set) var exhausted = false
+    /// The memory operand's index is a vector register: X of its number, V' (VSIB, SDM vol. 2 §2.3.12).
+    var vectorIndex: UInt8?
 
     init(bytes: UnsafePointer<UInt8>, available: Int, mode: UInt8, tables: OpcodeTables) {
         self.bytes = bytes
@@ -37,9 +39,9 @@ struct Decoder {
         self.tables = tables
     }
 
-    private var is64: Bool { mode == CodeMode.bits64 }
+    var is64: Bool { mode == CodeMode.bits64 }
 
-    private mutating func next() -> UInt8 {
+    mutating func next() -> UInt8 {
         guard position < available else {
             exhausted = true
             return 0
@@ -49,7 +51,7 @@ struct Decoder {
         return byte
     }
 
-    private mutating func immediate(_ count: Int) -> UInt64 {
+    mutating func immediate(_ count: Int) -> UInt64 {
         var value: UInt64 = 0
         for index in 0..<count { value |= UInt64(next()) << UInt64(index * 8) }
         return value
@@ -77,6 +79,7 @@ struct Decoder {
     private mutating func decodeBody(into i: Insn) -> DecodeResult {
         var opcode = parsePrefixes()
         var map: UInt8 = 0
+        if isWidePrefix(opcode) { return decodeWide(into: i, opcode) }
         if opcode == 0x0F {
             opcode = next()
             map = 1
@@ -86,20 +89,10 @@ struct Decoder {
             }
         }
         if exhausted { return .invalid }
+        clear(i)
         i.pointee.map = map
         i.pointee.opcode = opcode
         i.pointee.rex = rex
-        i.pointee.flags = 0
-        i.pointee.link = nil
-        i.pointee.link_key = 0
-        i.pointee.immediate = 0
-        i.pointee.displacement = 0
-        i.pointee.operation = 0
-        i.pointee.modrm = 0
-        i.pointee.base = UInt8(MARTLET_ZERO_REGISTER * 8)
-        i.pointee.index = UInt8(MARTLET_ZERO_REGISTER * 8)
-        i.pointee.scale = 0
-        i.pointee.segment = UInt8(SegmentRegister.ds)
         i.pointee.prefixes = repeatPrefix != 0 ? repeatPrefix : (hasOperandSize ? 0x66 : 0)
         entry = tables.rows[Int(map) * 256 + Int(opcode)]
         // EMMS (0F 77) is the one vector instruction without ModRM.
@@ -124,10 +117,39 @@ struct Decoder {
         return .done
     }
 
-    private mutating func invalid() -> DecodeResult {
+    /// #UD wins over a page fault on the instruction's tail.
+    mutating func invalid() -> DecodeResult {
         exhausted = false
         return .invalid
     }
+
+    func clear(_ i: Insn) {
+        i.pointee.flags = 0
+        i.pointee.link = nil
+        i.pointee.link_key = 0
+        i.pointee.immediate = 0
+        i.pointee.displacement = 0
+        i.pointee.operation = 0
+        i.pointee.modrm = 0
+        i.pointee.base = UInt8(MARTLET_ZERO_REGISTER * 8)
+        i.pointee.index = UInt8(MARTLET_ZERO_REGISTER * 8)
+        i.pointee.scale = 0
+        i.pointee.segment = UInt8(SegmentRegister.ds)
+    }
+
+    /// VEX and EVEX; outside 64-bit mode LES, LDS and BOUND without a register form (SDM vol. 2 §2.3.5, §2.7.1).
+    private mutating func isWidePrefix(_ opcode: UInt8) -> Bool {
+        guard opcode == 0xC4 || opcode == 0xC5 || opcode == 0x62 else { return false }
+        if is64 { return true }
+        guard position < available else {
+            exhausted = true
+            return false
+        }
+        return bytes[position] >= 0xC0
+    }
+
+    /// Prefixes that VEX and EVEX do not take in front of them.
+    var hasLegacyPrefix: Bool { rex != 0 || hasOperandSize || repeatPrefix != 0 || lock }
 
     /// SDM vol. 2 §2.1.1: legacy prefixes in any order, then REX directly before the opcode.
     private mutating func parsePrefixes() -> UInt8 {
@@ -172,6 +194,14 @@ struct Decoder {
         // MOVNTI takes no mandatory prefix.
         if map == 1, opcode == 0xC3, i.pointee.prefixes != 0 { return false }
         if map == 2, opcode == 0x82, i.pointee.prefixes != 0x66 { return false }
+        // Without the extension F3 is ignored and the scan remains (SDM vol. 2, TZCNT, LZCNT).
+        if map == 1, opcode == 0xBC, repeatPrefix == 0xF3, HostProcessor.hasTZCNT { entry.mnemonic = .tzcnt }
+        if map == 1, opcode == 0xBD, repeatPrefix == 0xF3, HostProcessor.hasLZCNT { entry.mnemonic = .lzcnt }
+        if map == 2, opcode == 0xF6 {
+            guard HostProcessor.hasADX, i.pointee.prefixes == 0x66 || i.pointee.prefixes == 0xF3 else { return false }
+            entry = OpcodeEntry(mnemonic: i.pointee.prefixes == 0x66 ? .adcx : .adox, form: .ge, size: .double)
+            return true
+        }
         if map == 2, opcode == 0xF0 || opcode == 0xF1 {
             if repeatPrefix == 0xF2 {
                 entry = OpcodeEntry(
@@ -210,7 +240,7 @@ struct Decoder {
 
     private var vectorHasImmediate = false
 
-    private func setSizes(_ i: Insn) {
+    func setSizes(_ i: Insn) {
         let default16 = mode == CodeMode.bits16
         let short = hasOperandSize != default16
         i.pointee.size =
@@ -257,7 +287,7 @@ struct Decoder {
         }
     }
 
-    private mutating func parseModRM(_ i: Insn, _ modrm: UInt8) {
+    mutating func parseModRM(_ i: Insn, _ modrm: UInt8) {
         let isByteSource = entry.flags & OpcodeEntry.byteSource != 0
         let isVector = entry.form == .vector
         let registerSize: UInt8 = isVector ? 8 : i.pointee.size
@@ -286,7 +316,10 @@ struct Decoder {
         if base == 4 {
             let sib = next()
             let index = ((sib >> 3) & 7) | ((rex & 2) << 2)
-            if index != 4 {
+            if let vectorIndex {
+                i.pointee.rm = (index | vectorIndex) * 8
+                i.pointee.scale = sib >> 6
+            } else if index != 4 {
                 i.pointee.index = index * 8
                 i.pointee.scale = sib >> 6
             }
@@ -352,7 +385,7 @@ struct Decoder {
         }
     }
 
-    private func setFlags(_ i: Insn) {
+    func setFlags(_ i: Insn) {
         if lock { i.pointee.flags |= InsnFlag.lock }
         if repeatPrefix == 0xF3 { i.pointee.flags |= InsnFlag.rep }
         if repeatPrefix == 0xF2 { i.pointee.flags |= InsnFlag.repne }

@@ -5,7 +5,7 @@ enum Mnemonic: UInt16 {
     case add, or, adc, sbb, and, sub, xor, cmp
     case test, inc, dec, not, neg, mul, imul1, imul2, imul3, div, idiv
     case rol, ror, rcl, rcr, shl, shr, sal, sar, shld, shrd
-    case bt, bts, btr, btc, bsf, bsr, popcnt, bswap, crc32, movbe
+    case bt, bts, btr, btc, bsf, bsr, tzcnt, lzcnt, popcnt, bswap, crc32, movbe, adcx, adox
     case cmpxchg, cmpxchg8b, xadd
     case daa, das, aaa, aas, aam, aad
     case cbw, cwd

@@ -384,7 +384,8 @@ private func group15Entry(_ register: Int, isMemory: Bool, prefix: UInt8) -> Opc
         case (4, 0): return row(.xsave, .variable)
         case (5, 0): return row(.xrstor, .variable)
         case (6, 0): return row(.xsaveopt, .variable)
-        case (7, 0), (7, 0x66): return row(.clflush, .byte)
+        // CLFLUSH, CLFLUSHOPT, CLWB.
+        case (7, 0), (7, 0x66), (6, 0x66): return row(.clflush, .byte)
         default: return nil
         }
     }

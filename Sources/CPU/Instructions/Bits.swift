@@ -84,7 +84,10 @@ let doubleShiftHandler: Handler = { s, i in
     let old = readRegister(s, i.pointee.reg, T.self)
     let status = s.statusPointer
     let result: T
-    switch Mnemonic(rawValue: i.pointee.mnemonic) {
+    let mnemonic = Mnemonic(rawValue: i.pointee.mnemonic)
+    switch mnemonic {
+    case .tzcnt: result = T(truncatingIfNeeded: alu_tzcnt(wide, i.pointee.size, status))
+    case .lzcnt: result = T(truncatingIfNeeded: alu_lzcnt(wide, i.pointee.size, status))
     case .bsf: result = T.bsf(old, source, status)
     case .bsr: result = T.bsr(old, source, status)
     case .imul2: result = T.imul(old, source, status)
@@ -94,8 +97,7 @@ let doubleShiftHandler: Handler = { s, i in
         status.pointee = source == 0 ? 0x4000 : 0
     }
     // A scan of zero leaves a 32-bit destination alone, upper half included, as processors do.
-    let isScan = i.pointee.opcode == 0xBC || i.pointee.opcode == 0xBD
-    if source == 0, isScan, i.pointee.map == 1 { return i + 1 }
+    if source == 0, mnemonic == .bsf || mnemonic == .bsr { return i + 1 }
     writeRegister(s, i.pointee.reg, result)
     return i + 1
 }
@@ -113,6 +115,16 @@ let crc32Handler: Handler = { s, i in
     guard let value = readRM(s, i, size: size) else { return stop(s, i) }
     let crc = alu_crc32(readRegister(s, i.pointee.reg, UInt64.self) & 0xFFFF_FFFF, value, size)
     writeRegister(s, i.pointee.reg, UInt64(crc & 0xFFFF_FFFF))
+    return i + 1
+}
+
+/// ADCX and ADOX: an addition whose carry is CF or OF alone.
+let carryHandler: Handler = { s, i in
+    let size = i.pointee.size
+    guard let source = readRM(s, i, size: size) else { return stop(s, i) }
+    let isOverflow: UInt8 = i.pointee.mnemonic == Mnemonic.adox.rawValue ? 1 : 0
+    let sum = alu_add_carry(readRegister(s, i.pointee.reg, size: size), source, size, isOverflow, s.statusPointer)
+    writeRegister(s, i.pointee.reg, sum, size: size)
     return i + 1
 }
 

@@ -455,6 +455,26 @@ let rdtscHandler: Handler = { s, i in
     return i + 1
 }
 
+let rdpidHandler: Handler = { s, i in
+    writeRegister(s, i.pointee.rm, s.pointee.tsc_aux & 0xFFFF_FFFF, size: i.pointee.size)
+    return i + 1
+}
+
+/// A number of the host's generator, or what lockstep gives for it. False: there is none now.
+private func hostRandom(_ s: State, isSeed: Bool, _ value: inout UInt64) -> Bool {
+    if let source = s.pointee.host_random { return source(s.pointee.hooks.context, isSeed ? 1 : 0, &value) != 0 }
+    return martlet_host_random(isSeed ? 1 : 0, &value) != 0
+}
+
+/// RDRAND and RDSEED: CF says whether there was a number, the other flags are cleared.
+let randomHandler: Handler = { s, i in
+    var value: UInt64 = 0
+    let isThere = hostRandom(s, isSeed: i.pointee.mnemonic == Mnemonic.rdseed.rawValue, &value)
+    writeRegister(s, i.pointee.rm, isThere ? value : 0, size: i.pointee.size)
+    s.setStatusFlags(isThere ? RFlags.carry : 0)
+    return i + 1
+}
+
 let invlpgHandler: Handler = { s, i in
     guard requirePrivilege(s) else { return stop(s, i) }
     let address = effectiveAddress(s, i)

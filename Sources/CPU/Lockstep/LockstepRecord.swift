@@ -10,6 +10,7 @@ struct OutsideAnswer {
         case readCR8
         case writeCR8
         case timeStamp
+        case random
     }
 
     var kind: Kind
@@ -40,6 +41,7 @@ struct OutsideAnswer {
             case .readCR8: "a read of CR8"
             case .writeCR8: "a write of CR8"
             case .timeStamp: "a read of the time-stamp counter"
+            case .random: "a random number"
             }
         return isWrite ? "\(what), value \(hexadecimal(written))" : what
     }
@@ -204,6 +206,11 @@ final class LockstepRecord {
         installRegisterHooks(&hooks, like: engine)
         s.pointee.hooks = hooks
         s.pointee.host_tsc = { context in exchange(context, OutsideAnswer(kind: .timeStamp)).value }
+        s.pointee.host_random = { context, isSeed, value in
+            let answer = exchange(context, OutsideAnswer(kind: .random, address: isSeed != 0 ? 1 : 0))
+            value.pointee = answer.value
+            return answer.status
+        }
     }
 
     private static func installRegisterHooks(_ hooks: inout martlet_cpu_hooks, like engine: martlet_cpu_hooks) {
@@ -253,6 +260,8 @@ final class LockstepRecord {
         case .readCR8: question.value = engine.read_cr8?(context) ?? 0
         case .writeCR8: engine.write_cr8?(context, question.written)
         case .timeStamp: question.value = alu_rdtsc()
+        case .random:
+            question.status = martlet_host_random(Int32(truncatingIfNeeded: question.address), &question.value)
         }
     }
 }

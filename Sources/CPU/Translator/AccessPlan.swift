@@ -97,7 +97,7 @@ struct AccessPlan {
     private static func writes(_ i: Insn, _ mnemonic: Mnemonic) -> Bool {
         switch mnemonic {
         case .cmp, .test, .movzxByte, .movzxWord, .movsxByte, .movsxWord, .movsxd, .imul2, .imul3, .mul, .imul1, .cmov,
-            .popcnt, .bsf, .bsr, .bt, .div, .idiv, .jmpIndirect, .callIndirect:
+            .popcnt, .bsf, .bsr, .tzcnt, .lzcnt, .bt, .div, .idiv, .jmpIndirect, .callIndirect:
             false
         case .mov, .add, .or, .adc, .sbb, .and, .sub, .xor: i.pointee.operation != Form.ge.rawValue
         default: true
@@ -148,7 +148,8 @@ struct AccessPlan {
             .sar, .rol, .ror, .rcl, .rcr, .set:
             // With a register rm it is the destination; with a memory rm the register is, in one of the forms.
             if !BlockTranslator.isMemory(i) { close(rm) } else if !Self.writes(i, mnemonic) { close(reg) }
-        case .lea, .movzxByte, .movzxWord, .movsxByte, .movsxWord, .movsxd, .cmov, .imul2, .imul3, .bsf, .bsr, .popcnt:
+        case .lea, .movzxByte, .movzxWord, .movsxByte, .movsxWord, .movsxd, .cmov, .imul2, .imul3, .bsf, .bsr, .popcnt,
+            .tzcnt, .lzcnt:
             close(reg)
         default:
             close(reg)

@@ -19,6 +19,8 @@ extension BlockTranslator {
         case .imul2: intoRegister(i, index, opcode: 0xAF, map: 1)
         case .bsf: intoRegister(i, index, opcode: 0xBC, map: 1)
         case .bsr: intoRegister(i, index, opcode: 0xBD, map: 1)
+        case .tzcnt: intoRegister(i, index, opcode: 0xBC, map: 1, prefix: 0xF3)
+        case .lzcnt: intoRegister(i, index, opcode: 0xBD, map: 1, prefix: 0xF3)
         case .popcnt: intoRegister(i, index, opcode: 0xB8, map: 1, prefix: 0xF3)
         case .cmov: intoRegister(i, index, opcode: Int(i.pointee.opcode), map: 1)
         case .imul3: multiplyImmediate(i, index)

@@ -12,12 +12,12 @@ extension BlockTranslator {
     /// The vector registers that must be the guest's. Nil: not native.
     private static func level(_ unit: VectorEncoding.Unit) -> Int? {
         switch unit {
-        case .general: 0
         case .sse: 1
         case .avx: 3
         case .avx512: 7
         case .x87, .mmx: hostHasXSAVE ? 8 : nil
         case .mixed: hostHasXSAVE ? 9 : nil
+        case .general: nil
         }
     }
 

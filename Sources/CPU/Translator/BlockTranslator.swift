@@ -149,8 +149,8 @@ struct BlockTranslator {
         switch mnemonic {
         case .add, .or, .adc, .sbb, .and, .sub, .xor, .cmp, .test, .mov, .movImmediate, .inc, .dec, .neg, .not,
             .movzxByte, .movzxWord, .movsxByte, .movsxWord, .lea, .rol, .ror, .rcl, .rcr, .shl, .shr, .sal, .sar,
-            .imul2, .imul3, .mul, .imul1, .cmov, .set, .popcnt, .bsf, .bsr, .xchg, .xadd, .cmpxchg, .bswap, .cbw,
-            .cwd, .clc, .stc, .cmc, .nop, .pause, .jcc, .jmp:
+            .imul2, .imul3, .mul, .imul1, .cmov, .set, .popcnt, .bsf, .bsr, .tzcnt, .lzcnt, .xchg, .xadd, .cmpxchg,
+            .bswap, .cbw, .cwd, .clc, .stc, .cmc, .nop, .pause, .jcc, .jmp:
             return mnemonic != .lea || i.pointee.flags & InsnFlag.complexAddress == 0
         case .movsxd: return i.pointee.size != 2
         case .div, .idiv: return i.pointee.size >= 4

@@ -34,10 +34,10 @@ enum VectorFile {
 }
 
 /// Emits the little x86-64 that stubs consist of. Registers by the calling convention: RDI the vCPU, RSI the instruction,
-/// RDX the memory operand; RAX, RCX and R8 are scratch.
+/// RDX the memory operand; RAX, RCX, R8 and R9 are scratch.
 struct StubAssembler {
     /// A general register that stubs move to and from the guest's.
-    enum Scratch: UInt8 { case rax = 0, rcx = 1, rdx = 2 }
+    enum Scratch: UInt8 { case rax = 0, rcx = 1, rdx = 2, r9 = 9 }
 
     private(set) var bytes: [UInt8] = []
     /// Where callers enter, from the start of the stub.
@@ -109,6 +109,14 @@ struct StubAssembler {
         jump(5, to: .controlled)
     }
 
+    /// Leaves when the register files of `unit` (MARTLET_UNIT_) cannot be used.
+    mutating func requireUnit(_ unit: UInt8) {
+        emit(0xF6, 0x87)  // test byte [rdi + units], unit
+        emit32(martlet_offset_units)
+        emit(unit)
+        jump(4, to: .wideUnavailable)
+    }
+
     /// All tags valid (SDM vol. 1 §9.5.1); TOP is 0 already.
     mutating func validateTags() {
         emit(0xC6, 0x87)  // mov byte [rdi + tags], 0FFh
@@ -128,6 +136,36 @@ struct StubAssembler {
         emit32(martlet_offset_zmm + Int32(number) * Int32(VectorFile.stride))
     }
 
+    /// Moves `size` bytes (16, 32 or 64) between a vector register and its place in the state. A load clears what lies
+    /// above them in the host's register.
+    mutating func loadVector(_ number: UInt8, size: Int) { moveVector(0x10, number, size) }
+    mutating func storeVector(_ number: UInt8, size: Int) { moveVector(0x11, number, size) }
+
+    /// VMOVUPS, as VEX where that can do it.
+    private mutating func moveVector(_ opcode: UInt8, _ number: UInt8, _ size: Int) {
+        let inverted = ~number
+        if number < 16, size < 64 {
+            emit(0xC5, (inverted & 8) << 4 | 0x78 | (size == 32 ? 4 : 0))
+        } else {
+            let length: UInt8 = size == 64 ? 0x40 : (size == 32 ? 0x20 : 0)
+            emit(0x62, (inverted & 8) << 4 | 0x60 | (inverted & 16) | 1, 0x7C, length | 8)
+        }
+        // A displacement of 32 bits is not scaled.
+        emit(opcode, 0x87 | ((number & 7) << 3))
+        emit32(martlet_offset_zmm + Int32(number) * Int32(VectorFile.stride))
+    }
+
+    mutating func loadMask(_ number: UInt8) { moveMask(0x90, number) }
+    mutating func storeMask(_ number: UInt8) { moveMask(0x91, number) }
+
+    private mutating func moveMask(_ opcode: UInt8, _ number: UInt8) {
+        emit(0xC4, 0xE1, 0xF8, opcode, 0x87 | (number << 3))  // kmovq
+        emit32(martlet_offset_opmask + Int32(number) * 8)
+    }
+
+    /// The host's own code is SSE; some processors are slow at it while upper halves are in use.
+    mutating func clearUpperHalves() { emit(0xC5, 0xF8, 0x77) }
+
     mutating func loadMM(_ number: UInt8) {
         emit(0x0F, 0x6F, 0x87 | (number << 3))
         emit32(fx + Int32(FXImage.x87Registers) + Int32(number) * 16)
@@ -144,12 +182,12 @@ struct StubAssembler {
     }
 
     mutating func loadGeneral(_ scratch: Scratch, from number: UInt8) {
-        emit(0x48, 0x8B, 0x87 | (scratch.rawValue << 3))
+        emit(0x48 | (scratch.rawValue & 8) >> 1, 0x8B, 0x87 | ((scratch.rawValue & 7) << 3))
         emit32(Int32(number) * 8)
     }
 
     mutating func storeGeneral(_ scratch: Scratch, to number: UInt8) {
-        emit(0x48, 0x89, 0x87 | (scratch.rawValue << 3))
+        emit(0x48 | (scratch.rawValue & 8) >> 1, 0x89, 0x87 | ((scratch.rawValue & 7) << 3))
         emit32(Int32(number) * 8)
     }
 

@@ -20,6 +20,8 @@ final class StubCache {
         case sseUnavailable, mmxUnavailable, mixedUnavailable
         /// MXCSR asks for more than the fast path does.
         case controlled
+        /// A VEX or EVEX instruction that the mode, CR0, CR4 or XCR0 forbid.
+        case wideUnavailable
     }
 
     private static let alignment = 16
@@ -94,6 +96,7 @@ final class StubCache {
             (.sseUnavailable, UInt(bitPattern: unsafeBitCast(sseUnavailable as Handler, to: Int.self))),
             (.mmxUnavailable, UInt(bitPattern: unsafeBitCast(mmxUnavailable as Handler, to: Int.self))),
             (.mixedUnavailable, UInt(bitPattern: unsafeBitCast(mixedUnavailable as Handler, to: Int.self))),
+            (.wideUnavailable, UInt(bitPattern: unsafeBitCast(wideUnavailable as Handler, to: Int.self))),
             (.controlled, UInt(bitPattern: unsafeBitCast(controlledVector as VectorStub, to: Int.self))),
         ]
         for (exit, target) in targets {

@@ -10,25 +10,36 @@ struct VectorShape {
 enum VectorUnit {
     /// The `VectorFeature` bits that the host's processor has (SDM vol. 2, CPUID).
     static let hostFeatures: UInt32 = {
-        let leaf1 = hostLeaf(1)
-        let leaf7 = hostLeaf(0)[0] >= 7 ? hostLeaf(7) : [0, 0, 0, 0]
+        let leaf1 = HostProcessor.leaf(1)
+        let leaf7 = HostProcessor.leaf(7)
         let places: [(VectorFeature, UInt32, Int)] = [
             (.x87, leaf1[3], 0), (.mmx, leaf1[3], 23), (.fxsr, leaf1[3], 24), (.sse, leaf1[3], 25),
             (.sse2, leaf1[3], 26), (.sse3, leaf1[2], 0), (.pclmulqdq, leaf1[2], 1), (.ssse3, leaf1[2], 9),
             (.sse41, leaf1[2], 19), (.sse42, leaf1[2], 20), (.aes, leaf1[2], 25), (.sha, leaf7[1], 29),
+            (.bmi1, leaf7[1], 3), (.bmi2, leaf7[1], 8), (.gfni, leaf7[2], 8),
         ]
-        return places.reduce(0) { $0 | ($1.1 >> UInt32($1.2) & 1 != 0 ? $1.0.bit : 0) }
+        let always = places.reduce(UInt32(0)) { $0 | ($1.1 >> UInt32($1.2) & 1 != 0 ? $1.0.bit : 0) }
+        return always | hostWideFeatures(leaf1, leaf7)
     }()
 
-    static func has(_ feature: VectorFeature) -> Bool { hostFeatures & feature.bit != 0 }
-
-    private static func hostLeaf(_ leaf: UInt32) -> [UInt32] {
-        var registers: [UInt32] = [0, 0, 0, 0]
-        registers.withUnsafeMutableBufferPointer {
-            if let base = $0.baseAddress { martlet_host_cpuid(leaf, 0, base) }
-        }
-        return registers
+    /// Those that need AVX or AVX-512 state.
+    private static func hostWideFeatures(_ leaf1: [UInt32], _ leaf7: [UInt32]) -> UInt32 {
+        let more = leaf7[0] >= 1 ? HostProcessor.leaf(7, 1) : [0, 0, 0, 0]
+        let avx: [(VectorFeature, UInt32, Int)] = [
+            (.avx, leaf1[2], 28), (.fma, leaf1[2], 12), (.f16c, leaf1[2], 29), (.avx2, leaf7[1], 5),
+            (.vaes, leaf7[2], 9), (.vpclmulqdq, leaf7[2], 10), (.avxVNNI, more[0], 4),
+        ]
+        let avx512: [(VectorFeature, UInt32, Int)] = [
+            (.avx512, leaf7[1], 16), (.ifma, leaf7[1], 21), (.vbmi, leaf7[2], 1), (.vbmi2, leaf7[2], 6),
+            (.vnni, leaf7[2], 11), (.bitalg, leaf7[2], 12), (.vpopcntdq, leaf7[2], 14), (.bf16, more[0], 5),
+        ]
+        let hasAVX = supportedComponents & StateComponent.avx != 0
+        let hasAVX512 = supportedComponents & StateComponent.avx512 != 0
+        let places = (hasAVX ? avx : []) + (hasAVX512 ? avx512 : [])
+        return places.reduce(0) { $0 | ($1.1 >> UInt32($1.2) & 1 != 0 ? $1.0.bit : 0) }
     }
+
+    static func has(_ feature: VectorFeature) -> Bool { hostFeatures & feature.bit != 0 }
 
     /// The state components that instructions here can change (SDM vol. 1 §13.1): those that the host's kernel lets
     /// programs use. AVX-512 state only with the extensions that every server processor has had since the first.
@@ -36,25 +47,34 @@ enum VectorUnit {
         let always = StateComponent.x87 | StateComponent.sse
         // OSXSAVE and AVX.
         let needed: UInt32 = 1 << 27 | 1 << 28
-        guard hostLeaf(1)[2] & needed == needed else { return always }
+        guard HostProcessor.leaf(1)[2] & needed == needed else { return always }
         let enabled = martlet_host_xcr0()
         guard enabled & StateComponent.avx != 0 else { return always }
         // AVX-512 F, DQ, CD, BW, VL.
         let extensions: UInt32 = 1 << 16 | 1 << 17 | 1 << 28 | 1 << 30 | 1 << 31
         let hasAVX512 =
-            enabled & StateComponent.avx512 == StateComponent.avx512 && hostLeaf(0)[0] >= 7
-            && hostLeaf(7)[1] & extensions == extensions
+            enabled & StateComponent.avx512 == StateComponent.avx512
+            && HostProcessor.leaf(7)[1] & extensions == extensions
         return always | StateComponent.avx | (hasAVX512 ? StateComponent.avx512 : 0)
     }()
 
-    /// The CPUID bits for what is implemented here and present in the host. SSE4.2 promises CRC32 as well. Bit 13 of leaf 7
-    /// EBX says that FCS and FDS are not kept (SDM vol. 1 §8.1.8).
-    static func supportedFeatures() -> (leaf1ecx: UInt32, leaf1edx: UInt32, leaf7ebx: UInt32) {
-        func bit(_ feature: VectorFeature, _ position: UInt32) -> UInt32 { has(feature) ? 1 << position : 0 }
-        let ecx =
-            bit(.sse3, 0) | bit(.pclmulqdq, 1) | bit(.ssse3, 9) | bit(.sse41, 19) | bit(.sse42, 20) | bit(.aes, 25)
-        let edx = bit(.x87, 0) | bit(.mmx, 23) | bit(.fxsr, 24) | bit(.sse, 25) | bit(.sse2, 26)
-        return (ecx, edx, bit(.sha, 29) | 1 << 13)
+    /// Where CPUID has each feature: leaf, subleaf, register (EAX EBX ECX EDX), bit.
+    private static let places: [(feature: VectorFeature, leaf: UInt32, subleaf: UInt32, register: Int, bit: UInt32)] = [
+        (.sse3, 1, 0, 2, 0), (.pclmulqdq, 1, 0, 2, 1), (.ssse3, 1, 0, 2, 9), (.fma, 1, 0, 2, 12), (.sse41, 1, 0, 2, 19),
+        (.sse42, 1, 0, 2, 20), (.aes, 1, 0, 2, 25), (.avx, 1, 0, 2, 28), (.f16c, 1, 0, 2, 29), (.x87, 1, 0, 3, 0),
+        (.mmx, 1, 0, 3, 23), (.fxsr, 1, 0, 3, 24), (.sse, 1, 0, 3, 25), (.sse2, 1, 0, 3, 26), (.bmi1, 7, 0, 1, 3),
+        (.avx2, 7, 0, 1, 5), (.bmi2, 7, 0, 1, 8), (.avx512, 7, 0, 1, 16), (.avx512, 7, 0, 1, 17),
+        (.ifma, 7, 0, 1, 21), (.avx512, 7, 0, 1, 28), (.sha, 7, 0, 1, 29), (.avx512, 7, 0, 1, 30),
+        (.avx512, 7, 0, 1, 31), (.vbmi, 7, 0, 2, 1), (.vbmi2, 7, 0, 2, 6), (.gfni, 7, 0, 2, 8), (.vaes, 7, 0, 2, 9),
+        (.vpclmulqdq, 7, 0, 2, 10), (.vnni, 7, 0, 2, 11), (.bitalg, 7, 0, 2, 12), (.vpopcntdq, 7, 0, 2, 14),
+        (.avxVNNI, 7, 1, 0, 4), (.bf16, 7, 1, 0, 5),
+    ]
+
+    /// The CPUID bits of one register for what is implemented here and present in the host. SSE4.2 promises CRC32 as well,
+    /// BMI1 TZCNT.
+    static func features(leaf: UInt32, subleaf: UInt32 = 0, register: Int) -> UInt32 {
+        places.filter { $0.leaf == leaf && $0.subleaf == subleaf && $0.register == register && has($0.feature) }
+            .reduce(0) { $0 | 1 << $1.bit }
     }
 }
 
@@ -109,6 +129,7 @@ extension Insn {
 /// decoded code) and try again.
 func bindVector(_ i: Insn, stubs: StubCache) -> Bool {
     let insn = i.pointee
+    if i.wide.encoding != nil { return bindWide(i, stubs: stubs) }
     if insn.map == 0 { return bindX87(i, stubs: stubs) }
     guard let entry = vectorEntry(map: insn.map, opcode: insn.opcode, prefix: insn.prefixes, modrm: insn.modrm) else {
         i.setHandler(vectorUndefined)
@@ -229,14 +250,14 @@ struct StubPlan {
         switch entry.reg {
         case .xmm: code.loadXMM(reg)
         case .mm: code.loadMM(reg)
-        case .general, .none: break
+        case .general, .none, .mask: break
         }
         if !isMemory {
             switch entry.rm {
             case .xmm: code.loadXMM(rm)
             case .mm: code.loadMM(rm)
             case .general: code.loadGeneral(.rax, from: rm)
-            case .none: break
+            case .none, .mask: break
             }
         }
         if entry.traits.contains(.readsXMM0) { code.loadXMM(0) }
@@ -282,7 +303,7 @@ struct StubPlan {
         case .xmm: code.storeXMM(number)
         case .mm: code.storeMM(number)
         case .general: code.storeGeneral(.rax, to: number)
-        case .none: break
+        case .none, .mask: break
         }
     }
 }

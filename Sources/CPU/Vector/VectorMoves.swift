@@ -47,7 +47,9 @@ func bindMove(_ i: Insn, _ entry: VectorEntry) {
     case (.high, false, _): i.setHandler(moveLowToHigh)
     case (.high, true, false): i.setHandler(loadHigh)
     case (.high, true, true): i.setHandler(storeHigh)
-    case (.maskedXMM, _, _), (.maskedMM, _, _): bindMaskedMove(i, isXMM: entry.move == .maskedXMM)
+    case (.maskedXMM, _, _), (.maskedMM, _, _):
+        setMaskedMoveOperand(i)
+        i.setHandler(entry.move == .maskedXMM ? maskedMoveXMM : maskedMoveMM)
     case (.empty, _, _): i.setHandler(emms)
     case (.loadMXCSR, _, _): i.setHandler(ldmxcsr)
     case (.storeMXCSR, _, _): i.setHandler(stmxcsr)
@@ -212,17 +214,20 @@ private func moveLowToHigh(_ s: State, _ i: Insn) -> Insn? {
 // MARK: Masked moves
 
 /// The destination is DS:(E/R)DI, as a memory operand without displacement.
-private func bindMaskedMove(_ i: Insn, isXMM: Bool) {
+func setMaskedMoveOperand(_ i: Insn) {
     i.pointee.base = 7 * 8
     i.pointee.index = UInt8(MARTLET_ZERO_REGISTER * 8)
     i.pointee.scale = 0
     i.pointee.displacement = 0
-    i.setHandler(isXMM ? maskedMoveXMM : maskedMoveMM)
 }
 
 private func maskedMoveXMM(_ s: State, _ i: Insn) -> Insn? {
-    guard s.hasSSE else { return sseUnavailable(s, i) }
-    return maskedMove(s, i, source: s.xmm(i.pointee.reg), mask: s.xmm(i.pointee.rm), 16)
+    s.hasSSE ? maskedMove(s, i) : sseUnavailable(s, i)
+}
+
+/// MASKMOVDQU and VMASKMOVDQU.
+func maskedMove(_ s: State, _ i: Insn) -> Insn? {
+    maskedMove(s, i, source: s.xmm(i.pointee.reg), mask: s.xmm(i.pointee.rm), 16)
 }
 
 private func maskedMoveMM(_ s: State, _ i: Insn) -> Insn? {

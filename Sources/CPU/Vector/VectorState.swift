@@ -118,7 +118,15 @@ func emms(_ s: State, _ i: Insn) -> Insn? {
 
 /// LDMXCSR: reserved bits are #GP(0).
 func ldmxcsr(_ s: State, _ i: Insn) -> Insn? {
-    guard s.hasSSE else { return sseUnavailable(s, i) }
+    s.hasSSE ? loadMXCSR(s, i) : sseUnavailable(s, i)
+}
+
+func stmxcsr(_ s: State, _ i: Insn) -> Insn? {
+    s.hasSSE ? storeMXCSR(s, i) : sseUnavailable(s, i)
+}
+
+/// LDMXCSR and VLDMXCSR.
+func loadMXCSR(_ s: State, _ i: Insn) -> Insn? {
     guard let memory = readOperand(s, i, 4) else { return stop(s, i) }
     let value = memory.loadUnaligned(as: UInt32.self)
     guard value & ~FXImage.mxcsrBits == 0 else { return fault(s, i, .generalProtection) }
@@ -126,8 +134,7 @@ func ldmxcsr(_ s: State, _ i: Insn) -> Insn? {
     return i + 1
 }
 
-func stmxcsr(_ s: State, _ i: Insn) -> Insn? {
-    guard s.hasSSE else { return sseUnavailable(s, i) }
+func storeMXCSR(_ s: State, _ i: Insn) -> Insn? {
     guard let memory = writeOperand(s, i, 4) else { return stop(s, i) }
     memory.storeBytes(of: s.mxcsr, as: UInt32.self)
     return commit(s, memory, 4) ? i + 1 : stop(s, i)

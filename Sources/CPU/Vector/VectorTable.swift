@@ -3,6 +3,10 @@ internal import CHost
 /// The extension that an instruction belongs to, as a bit of `VectorUnit.hostFeatures`.
 enum VectorFeature: UInt8, CaseIterable {
     case x87, mmx, sse, sse2, sse3, ssse3, sse41, sse42, pclmulqdq, aes, sha, fxsr
+    case avx, avx2, fma, f16c, bmi1, bmi2, vaes, vpclmulqdq, gfni, avxVNNI
+    /// AVX-512 F, CD, BW, DQ and VL.
+    case avx512
+    case ifma, vbmi, vbmi2, vnni, bitalg, vpopcntdq, bf16
 
     var bit: UInt32 { 1 << UInt32(rawValue) }
 }
@@ -11,7 +15,8 @@ enum VectorFeature: UInt8, CaseIterable {
 enum VectorOperand: UInt8 {
     /// An opcode extension or nothing.
     case none
-    case xmm, mm, general
+    /// `xmm`: a vector register of any width. `mask`: an opmask.
+    case xmm, mm, general, mask
 }
 
 /// What else the stub and the handler of an instruction must know.
@@ -93,7 +98,7 @@ enum VectorPrefix: Int {
     }
 }
 
-/// The whitelist of MMX, SSE … SSE4.2, AES, PCLMULQDQ and SHA instructions (SDM vol. 2, appendix A.3 tables and
+/// The whitelist of MMX, SSE … SSE4.2, AES, PCLMULQDQ, SHA and GFNI instructions (SDM vol. 2, appendix A.3 tables and
 /// the instruction pages). Rows by opcode map (0F, 0F 38, 0F 3A), mandatory prefix and opcode.
 struct VectorTable {
     static let shared = VectorTable()
@@ -281,6 +286,7 @@ struct VectorTable {
         add(.sha, map: 2, .none, [0xC8, 0xC9, 0xCA, 0xCC, 0xCD], .xmm, .xmm, 16, .aligned)
         add(.sha, map: 2, .none, [0xCB], .xmm, .xmm, 16, [.aligned, .readsXMM0])
         add(.aes, map: 2, .p66, Array(0xDB...0xDF), .xmm, .xmm, 16, .aligned)
+        add(.gfni, map: 2, .p66, [0xCF], .xmm, .xmm, 16, .aligned)
     }
 
     private mutating func addMap3A() {
@@ -305,6 +311,7 @@ struct VectorTable {
         add(.sse42, map: 3, .p66, [0x62], .xmm, .xmm, 16, [strings, .writesXMM0])
         add(.sse42, map: 3, .p66, [0x63], .xmm, .xmm, 16, [strings, .writesRCX])
         add(.sha, map: 3, .none, [0xCC], .xmm, .xmm, 16, [.aligned, .immediate])
+        add(.gfni, map: 3, .p66, [0xCE, 0xCF], .xmm, .xmm, 16, [.aligned, .immediate])
         add(.aes, map: 3, .p66, [0xDF], .xmm, .xmm, 16, [.aligned, .immediate])
     }
 }

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "test_host.h"
 
+#include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
 #include <string.h>
@@ -24,6 +25,7 @@ void test_host_back(void);
 
 static __thread int is_inside;
 static struct sigaction previous[64];
+static pthread_mutex_t user = PTHREAD_MUTEX_INITIALIZER;
 
 // Loads everything and leaves by a far jump; comes back at test_host_back with rsp restored by the signal handler.
 __asm__(
@@ -83,6 +85,7 @@ static void handle(int number, siginfo_t *information, void *raw) {
 }
 
 void test_host_begin(void) {
+    pthread_mutex_lock(&user);
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_sigaction = handle;
@@ -96,6 +99,7 @@ void test_host_end(void) {
     for (unsigned index = 0; index < sizeof signals / sizeof *signals; index++) {
         sigaction(signals[index], &previous[signals[index]], NULL);
     }
+    pthread_mutex_unlock(&user);
 }
 
 void test_host_run(test_host_registers *registers, int is_32_bit) {

@@ -14,12 +14,12 @@ typedef struct test_host_registers {
     uint64_t cr2;
 } test_host_registers;
 
-// Takes over the signals of exceptions, and gives them back.
+// Takes over the signals of exceptions, and gives them back. A second caller waits; both must be of one thread.
 void test_host_begin(void);
 void test_host_end(void);
 
-// Executes from `rip`, in 64-bit mode or as 32-bit code in compatibility mode, until an exception. The caller lets one
-// thread at a time in here.
+// Executes from `rip`, in 64-bit mode or as 32-bit code in compatibility mode, until an exception. Only between
+// begin and end.
 void test_host_run(test_host_registers *_Nonnull registers, int is_32_bit);
 
 #endif
