@@ -23,6 +23,13 @@ extension ExceptionVector {
 
 /// Delivers an event. False: another exception was recorded and nothing changed.
 func deliver(_ s: State, _ event: Event) -> Bool {
+    if s.pointee.debug_armed & UInt8(MARTLET_DEBUG_DATA) != 0 {
+        return deliverWatched(s) { deliverByMode(s, event) }
+    }
+    return deliverByMode(s, event)
+}
+
+private func deliverByMode(_ s: State, _ event: Event) -> Bool {
     if !s.isProtected { return deliverReal(s, event) }
     return s.isLongMode ? deliverLong(s, event) : deliverProtected(s, event)
 }
@@ -40,7 +47,7 @@ private func deliverReal(_ s: State, _ event: Event) -> Bool {
         s.setRegister(4, savedStack)
         return false
     }
-    s.pointee.rflags &= ~(RFlags.interrupt | RFlags.trap | RFlags.alignmentCheck)
+    s.pointee.rflags &= ~(RFlags.interrupt | RFlags.trap | RFlags.alignmentCheck | RFlags.resume)
     var segment = cs
     segment.selector = UInt16(truncatingIfNeeded: target >> 16)
     segment.base = UInt64(segment.selector) << 4
@@ -116,6 +123,7 @@ private func deliverLong(_ s: State, _ event: Event) -> Bool {
         top = top &- 8
         guard systemWrite(s, top, UInt64(error), 8) else { return stackFault(s, frameTop) }
     }
+    noteDataAccess(s, top, Int(frameTop &- top), AccessKind.write)
     s.setRegister(4, top)
     if privilege != s.pointee.cpl {
         let null = martlet_segment(
@@ -182,10 +190,12 @@ private func deliverProtected(_ s: State, _ event: Event) -> Bool {
         : deliverInnerPrivilege(s, event, gate, code, privilege, size)
 }
 
-/// A fault pushes RF set (SDM vol. 3B §17.3.1.1); the only #DB of this processor is a trap.
+/// A fault pushes RF set, INT n pushes it clear; #DB, interrupts and traps push it as it is (SDM vol. 3B §17.3.1.1, whose
+/// exception for instruction breakpoints is one for general detect as well).
 private func pushedFlags(_ s: State, _ event: Event) -> UInt64 {
-    let isTrap = event.vector == ExceptionVector.debug.rawValue
-    return event.isExternal || event.isSoftware || isTrap ? s.flags : s.flags | RFlags.resume
+    if event.isSoftware { return s.flags & ~RFlags.resume }
+    let isDebug = event.vector == ExceptionVector.debug.rawValue
+    return event.isExternal || isDebug ? s.flags : s.flags | RFlags.resume
 }
 
 private func deliverSamePrivilege(
@@ -281,7 +291,9 @@ func pushSystemFrame(
             raise(s, .stack, error: UInt32(stack.segment.selector & 0xFFFC))
             return nil
         }
-        guard systemWrite(s, (stack.segment.base &+ pointer) & 0xFFFF_FFFF, value, Int(size)) else { return nil }
+        let address = (stack.segment.base &+ pointer) & 0xFFFF_FFFF
+        guard systemWrite(s, address, value, Int(size)) else { return nil }
+        noteDataAccess(s, address, Int(size), AccessKind.write)
     }
     return pointer
 }
@@ -308,6 +320,13 @@ let iretHandler: Handler = { s, i in
     return s.pointee.nmi_pending != 0 ? nil : continueAtRIP(s)
 }
 
+/// IRET loads RF, unlike POPF. It holds for one instruction and means nothing to one without breakpoints; nothing would
+/// clear it then.
+private func setReturnFlags(_ s: State, _ flags: UInt64, size: UInt8) {
+    setFlagsByPrivilege(s, flags, size: size)
+    if s.pointee.debug_armed != 0, size != 2 { s.pointee.rflags |= flags & RFlags.resume }
+}
+
 private func iretReal(_ s: State, _ i: Insn) -> Bool {
     let size = i.pointee.size
     guard let rip = peek(s, 0, size: size), let cs = peek(s, UInt64(size), size: size),
@@ -319,7 +338,7 @@ private func iretReal(_ s: State, _ i: Insn) -> Bool {
     segment.base = UInt64(segment.selector) << 4
     setCodeSegment(s, segment, cpl: s.pointee.cpl)
     s.pointee.rip = rip
-    setFlagsByPrivilege(s, flags, size: size)
+    setReturnFlags(s, flags, size: size)
     return true
 }
 
@@ -348,7 +367,7 @@ private func iretProtected(_ s: State, _ i: Insn) -> Bool {
     guard isOuter || s.pointee.mode == CodeMode.bits64 else {
         guard checkReturnTarget(s, code, rip) else { return false }
         setStackPointer(s, s.register(4) &+ 3 &* step)
-        setFlagsByPrivilege(s, flags, size: size)
+        setReturnFlags(s, flags, size: size)
         setCodeSegment(s, code.segment(selector), cpl: s.pointee.cpl)
         s.pointee.rip = rip
         return true
@@ -358,7 +377,7 @@ private func iretProtected(_ s: State, _ i: Insn) -> Bool {
             s, UInt16(truncatingIfNeeded: ssValue), privilege: requested, toLong: s.isLongMode && code.isLong),
         checkReturnTarget(s, code, rip)
     else { return false }
-    setFlagsByPrivilege(s, flags, size: size)
+    setReturnFlags(s, flags, size: size)
     setCodeSegment(s, code.segment(selector), cpl: requested)
     setSegment(s, SegmentRegister.ss, stackSegment)
     s.pointee.rip = rip
@@ -445,6 +464,7 @@ private func iretToVirtual8086(_ s: State, _ rip: UInt64, _ cs: UInt64, _ flags:
         values.append(value)
     }
     s.setFlags(flags & (RFlags.status | RFlags.system))
+    if s.pointee.debug_armed == 0 { s.pointee.rflags &= ~RFlags.resume }
     s.pointee.cpl = 3
     let order = [SegmentRegister.ss, SegmentRegister.es, SegmentRegister.ds, SegmentRegister.fs, SegmentRegister.gs]
     for (index, number) in order.enumerated() {

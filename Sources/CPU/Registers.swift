@@ -39,11 +39,14 @@ extension Processor {
         clearPending()
         flushTLB()
         selectSpace(s, flushes: false)
+        updateBreakpoints(s)
         updateContext(s)
     }
 
     private func clearPending() {
         let s = state
+        s.pointee.debug_pending = 0
+        s.pointee.debug_shadow = 0
         s.pointee.interrupt_shadow = 0
         s.pointee.nmi_blocked = 0
         s.pointee.nmi_pending = 0
@@ -123,6 +126,7 @@ extension Processor {
             s.pointee.cpl = s.isProtected ? newValue.ss.dpl & 3 : 0
             flushTLB()
             selectSpace(s, flushes: false)
+            updateBreakpoints(s)
             updateContext(s)
         }
     }

@@ -15,7 +15,12 @@ extension Processor {
             s.pointee.stop = UInt32(MARTLET_STOP_NONE)
             if canAcceptNMI, !deliverNMI() { return .shutdown }
             if s.pointee.window_requested != 0, canAcceptInterrupt { return .window }
-            if needsSingleStep { singleStep() } else { dispatch(s) }
+            if needsSingleStep {
+                if hasAttentionBetweenBreakpoints { return .attention }
+                singleStep()
+            } else {
+                dispatch(s)
+            }
             switch s.pointee.stop {
             case UInt32(MARTLET_STOP_NONE), UInt32(MARTLET_STOP_REPEAT): break
             case UInt32(MARTLET_STOP_EXCEPTION):
@@ -29,11 +34,19 @@ extension Processor {
         }
     }
 
-    /// After an answered access, behind STI or MOV SS, and with the trap flag, one instruction runs alone.
+    /// After an answered access, behind STI or MOV SS, and with the trap flag, one instruction runs alone; all of them do
+    /// while a breakpoint is enabled.
     var needsSingleStep: Bool {
         let s = state
-        return s.pointee.mmio_count | UInt32(s.pointee.port_answered) | UInt32(s.pointee.interrupt_shadow) != 0
-            || s.pointee.rflags & RFlags.trap != 0
+        return s.pointee.mmio_count | UInt32(s.pointee.port_answered) | UInt32(s.pointee.interrupt_shadow)
+            | UInt32(s.pointee.debug_armed) != 0 || s.pointee.rflags & RFlags.trap != 0
+    }
+
+    /// With breakpoints no instruction looks at attention. One that waits for its answer is done first.
+    private var hasAttentionBetweenBreakpoints: Bool {
+        let s = state
+        return s.pointee.debug_armed != 0 && martlet_attention(s) == 1
+            && s.pointee.mmio_count | UInt32(s.pointee.port_answered) | UInt32(s.pointee.interrupt_shadow) == 0
     }
 
     /// Whether an external interrupt may be delivered now (SDM vol. 3A §6.8.1, §6.8.3).
@@ -43,11 +56,11 @@ extension Processor {
         state.pointee.nmi_pending != 0 && state.pointee.nmi_blocked == 0 && isBetweenInstructions
     }
 
-    /// No shadow, and no instruction that waits for its answered access.
+    /// No shadow, no instruction that waits for its answered access, and no trap that comes first (SDM vol. 3A table 6-2).
     private var isBetweenInstructions: Bool {
         let s = state
         return s.pointee.interrupt_shadow == 0 && s.pointee.mmio_count == 0 && s.pointee.mmio_pending == 0
-            && s.pointee.port_answered == 0
+            && s.pointee.port_answered == 0 && s.pointee.debug_pending == 0
     }
 
     /// Executes one instruction and looks up no other: the trap behind it comes before any fault on fetching the next.
@@ -55,21 +68,45 @@ extension Processor {
         let s = state
         s.pointee.interrupt_shadow = 0
         s.pointee.mmio_cursor = 0
+        let breakpoints = BreakpointStep(s)
+        if breakpoints.raisesBefore() { return }
         // Not by the jump cache: its entry may be of a dropped block, whose place-holder is no instruction.
-        guard let i = lookup() else { return forgetAnswers(ports: true) }
+        guard let i = lookup() else {
+            _ = breakpoints.causesBehind(nil, completed: false)
+            return forgetAnswers(ports: true)
+        }
+        let mnemonic = Mnemonic(rawValue: i.pointee.mnemonic)
+        let traps = s.pointee.rflags & RFlags.trap != 0
+        let stop = executeAlone(i, breakpoints)
+        let isIteration = stop == UInt32(MARTLET_STOP_REPEAT)
+        let completed = isIteration || stop == UInt32(MARTLET_STOP_NONE) || stop == UInt32(MARTLET_STOP_HALT)
+        if isIteration {
+            s.pointee.stop = UInt32(MARTLET_STOP_NONE)
+            // What comes behind an iteration that is not the last finds RF set (SDM vol. 3B §17.3.1.1).
+            if traps || breakpoints.isArmed { s.pointee.rflags |= RFlags.resume }
+        } else if completed, mnemonic != .iret {
+            s.pointee.rflags &= ~RFlags.resume
+        }
+        var causes = breakpoints.causesBehind(mnemonic, completed: completed)
+        if traps, completed, trapsAfter(mnemonic) { causes |= DebugBits.singleStep }
+        if causes != 0 { raiseDebug(s, causes) }
+    }
+
+    /// The instruction, and what becomes of answers from user space. Returns why it stopped: attention is no reason,
+    /// REPEAT is behind an element that is not the last.
+    private func executeAlone(_ i: Insn, _ breakpoints: BreakpointStep) -> UInt32 {
+        let s = state
         let rip = s.pointee.rip
         let portAnswers = s.pointee.port_answered
-        let traps = s.pointee.rflags & RFlags.trap != 0
-        let mnemonic = Mnemonic(rawValue: i.pointee.mnemonic)
         let handler = unsafeBitCast(i.pointee.interpreted, to: Handler.self)
+        breakpoints.watchAccesses()
         martlet_begin_step(s)
         if let next = handler(s, i) { s.pointee.rip = instructionAddress(s, next) }
         martlet_end_step(s)
+        breakpoints.endWatching()
         s.pointee.instruction_count &+= 1
-        if s.pointee.stop == UInt32(MARTLET_STOP_ATTENTION) || s.pointee.stop == UInt32(MARTLET_STOP_REPEAT) {
-            // The instruction or element itself is complete; only its successor was not looked up.
-            s.pointee.stop = UInt32(MARTLET_STOP_NONE)
-        }
+        // The instruction itself is complete; only its successor was not looked up.
+        if s.pointee.stop == UInt32(MARTLET_STOP_ATTENTION) { s.pointee.stop = UInt32(MARTLET_STOP_NONE) }
         let stop = s.pointee.stop
         if stop == UInt32(MARTLET_STOP_MMIO) {
             // INS to a device: the element is read again with the same answer.
@@ -78,8 +115,7 @@ extension Processor {
             // REP INS that is not done yet keeps the answers to come.
             forgetAnswers(ports: stop == UInt32(MARTLET_STOP_EXCEPTION) || s.pointee.rip != rip)
         }
-        let completed = stop == UInt32(MARTLET_STOP_NONE) || stop == UInt32(MARTLET_STOP_HALT)
-        if traps, completed, trapsAfter(mnemonic) { raiseSingleStep(s) }
+        return stop
     }
 
     private func forgetAnswers(ports: Bool) {
@@ -136,6 +172,7 @@ extension Processor {
             s.pointee.stop = UInt32(MARTLET_STOP_NONE)
             let event = Event(vector: vector, error: s.isProtected ? error : nil, rip: s.pointee.rip)
             if deliver(s, event) {
+                if vector == ExceptionVector.debug.rawValue { allowDebugRegisters(s) }
                 s.pointee.stop = UInt32(MARTLET_STOP_NONE)
                 return true
             }
@@ -167,12 +204,6 @@ extension Processor {
         s.pointee.last_exception_cr2 =
             vector == ExceptionVector.pageFault.rawValue ? s.pointee.exception_cr2 : s.pointee.cr2
     }
-}
-
-/// The single-step trap: DR6.BS says what it was (SDM vol. 3B §17.2.3).
-func raiseSingleStep(_ s: State) {
-    martlet_debug_registers(s)[6] |= 1 << 14
-    raise(s, .debug)
 }
 
 /// The inner loop.

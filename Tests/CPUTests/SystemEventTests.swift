@@ -153,7 +153,7 @@ import Testing
         var seen: [Int64] = []
         while seen.count < 20, let trapped = machine.run(), trapped.vector == 1 {
             #expect(martlet_debug_registers(s)[6] & 1 << 14 != 0)
-            #expect(trapped.flags & RFlags.resume == 0)
+            #expect((trapped.flags & RFlags.resume != 0) == (trapped.rip == start && code.first == 0xF3))
             seen.append(Int64(bitPattern: trapped.rip &- start))
         }
         return seen

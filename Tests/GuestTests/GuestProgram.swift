@@ -51,6 +51,7 @@ struct GuestProgram: CustomTestStringConvertible, Sendable {
         GuestProgram(name: "long64-complete-paging"),
         GuestProgram(name: "long64-pcid"),
         GuestProgram(name: "long64-ring3"),
+        GuestProgram(name: "long64-debug"),
         GuestProgram(name: "long64-complete-x2apic", hasIRQChip: true),
     ]
 

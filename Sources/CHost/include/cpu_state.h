@@ -256,6 +256,13 @@ enum {
     MARTLET_UNIT_VEX = 16, // VEX-encoded instructions on general registers: protected mode
 };
 
+// Bits of `debug_armed`.
+enum {
+    MARTLET_DEBUG_INSTRUCTION = 1,
+    MARTLET_DEBUG_DATA = 2,
+    MARTLET_DEBUG_PORT = 4,
+};
+
 typedef struct martlet_mmio_fragment {
     uint64_t address;
     uint64_t value;
@@ -327,6 +334,10 @@ typedef struct martlet_cpu {
     uint8_t last_exception_valid;
     uint8_t last_exception_has_error;
     uint32_t last_exception_error;
+    // Breakpoints of the debug registers (CPU/DebugRegisters.swift).
+    uint8_t debug_armed;              // MARTLET_DEBUG_: kinds that DR7 enables; not 0: each instruction runs alone
+    uint8_t debug_pending;            // DR6.B0-B3 of accesses whose trap is still to come
+    uint8_t debug_shadow;             // 1: behind MOV SS or POP SS, no #DB before the next instruction is done
     uint64_t last_exception_rip;
     uint64_t last_exception_cr2;
 
@@ -418,6 +429,7 @@ typedef struct martlet_cpu {
     void *_Nullable string_operations[16];
     martlet_counters counters;
     martlet_address_space spaces[MARTLET_ADDRESS_SPACES];
+    martlet_tlb_entry no_lines[MARTLET_TLB_ENTRIES]; // a table that is always empty: every access takes the slow path
 } martlet_cpu;
 
 static inline __attribute__((always_inline)) uint32_t martlet_attention(const martlet_cpu *_Nonnull cpu) {
@@ -473,6 +485,7 @@ static inline __attribute__((always_inline)) uint32_t *_Nonnull martlet_port_dat
 static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_debug_registers(martlet_cpu *_Nonnull cpu) { return cpu->debug_registers; }
 static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_mtrr_fixed(martlet_cpu *_Nonnull cpu) { return cpu->mtrr_fixed; }
 static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_mtrr_variable(martlet_cpu *_Nonnull cpu) { return cpu->mtrr_variable; }
+static inline __attribute__((always_inline)) martlet_tlb_entry *_Nonnull martlet_no_lines(martlet_cpu *_Nonnull cpu) { return cpu->no_lines; }
 static inline __attribute__((always_inline)) martlet_address_space *_Nonnull martlet_space(martlet_cpu *_Nonnull cpu, uint32_t number) {
     return &cpu->spaces[number];
 }

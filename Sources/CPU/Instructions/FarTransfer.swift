@@ -174,6 +174,7 @@ private func callInnerLong(
     for (index, value) in frame.enumerated() {
         guard systemWrite(s, stack &- UInt64(8 * (index + 1)), value, 8) else { return false }
     }
+    noteDataAccess(s, stack &- 32, 32, AccessKind.write)
     s.segment(SegmentRegister.ss).pointee = martlet_segment(
         selector: UInt16(privilege), attributes: SegmentAttribute.unusable | UInt16(privilege) << 5, limit: 0, base: 0)
     s.setRegister(4, stack &- 32)
@@ -264,8 +265,10 @@ let interruptHandler: Handler = { s, i in
 
 /// INT1 is an event of the processor, whatever the gate's privilege (SDM vol. 2, INT1).
 private func debugInterrupt(_ s: State, _ i: Insn) -> Insn? {
+    s.pointee.rflags &= ~RFlags.resume
     let event = Event(vector: ExceptionVector.debug.rawValue, error: nil, rip: nextInstructionAddress(s, i))
     guard deliver(s, event) else { return stop(s, i) }
+    allowDebugRegisters(s)
     return continueAtRIP(s)
 }
 
@@ -323,7 +326,7 @@ let sysretHandler: Handler = { s, i in
     s.pointee.rip = is64 ? target : target & 0xFFFF_FFFF
     if flags & RFlags.trap != 0 {
         // As if the SYSCALL of a single-stepped program had just completed.
-        raiseSingleStep(s)
+        raiseDebug(s, DebugBits.singleStep)
         return nil
     }
     return continueAtRIP(s)

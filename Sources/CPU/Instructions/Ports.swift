@@ -29,6 +29,7 @@ func mayAccessPort(_ s: State, _ port: UInt16, _ size: UInt8) -> Bool {
 
 /// Reads a port; `batch` is how many such reads an exit may ask for at once (REP INS). Nil: user space must answer first.
 func readPort(_ s: State, _ port: UInt16, _ size: UInt8, batch: Int = 1) -> UInt32? {
+    notePortAccess(s, port, size)
     if s.pointee.port_answered != 0 {
         let taken = Int(s.pointee.port_count &- s.pointee.port_answered)
         s.pointee.port_answered &-= 1
@@ -44,6 +45,7 @@ func readPort(_ s: State, _ port: UInt16, _ size: UInt8, batch: Int = 1) -> UInt
 
 /// Writes a port. False: user space must take it first.
 func writePort(_ s: State, _ port: UInt16, _ size: UInt8, _ data: UInt32) -> Bool {
+    notePortAccess(s, port, size)
     if s.pointee.port_answered != 0 {
         s.pointee.port_answered = 0
         return true

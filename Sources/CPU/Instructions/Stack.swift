@@ -221,7 +221,7 @@ let popfHandler: Handler = { s, i in
     return goOn(s, i)
 }
 
-/// What POPF and IRET may change at this privilege (SDM vol. 2, POPF, table 4-16).
+/// What POPF and IRET may change at this privilege (SDM vol. 2, POPF, table 4-16); RF is cleared.
 func setFlagsByPrivilege(_ s: State, _ value: UInt64, size: UInt8) {
     var writable =
         RFlags.status | RFlags.trap | RFlags.direction | RFlags.nestedTask

@@ -149,8 +149,8 @@ let stringHandler: Handler = { s, i in
     let repeats = i.pointee.flags & (InsnFlag.rep | InsnFlag.repne) != 0
     guard repeats else { return element(s, i, mnemonic) ? i + 1 : stop(s, i) }
     let compares = mnemonic == .cmps || mnemonic == .scas
-    // Single-stepping traps behind each element (SDM vol. 3B §17.3.1.4).
-    let usesChunks = mnemonic != .lods && s.pointee.rflags & RFlags.trap == 0
+    let steps = stepsThroughRepetition(s)
+    let usesChunks = mnemonic != .lods && !steps
     var budget = 4096
     while true {
         let count = offset(s, i, 1)
@@ -165,7 +165,7 @@ let stringHandler: Handler = { s, i in
             if isZero != (i.pointee.flags & InsnFlag.rep != 0) { return i + 1 }
         }
         budget &-= 1
-        if let interrupted = pauseRepeat(s, i, budget) { return interrupted.next }
+        if let interrupted = pauseRepeat(s, i, budget, steps: steps) { return interrupted.next }
     }
 }
 
@@ -216,12 +216,11 @@ private struct Pause {
     var next: Insn?
 }
 
-/// Between elements: lets the outer loop see attention, the trap flag and answered accesses.
-@inline(__always) private func pauseRepeat(_ s: State, _ i: Insn, _ budget: Int) -> Pause? {
+/// Between elements: lets the outer loop see attention, traps and answered accesses.
+@inline(__always) private func pauseRepeat(_ s: State, _ i: Insn, _ budget: Int, steps: Bool) -> Pause? {
     let answered = s.pointee.mmio_count | UInt32(s.pointee.port_answered) != 0
-    let traps = s.pointee.rflags & RFlags.trap != 0
     let hasAttention = martlet_attention(s) != 0 && s.pointee.in_lockstep == 0
-    guard answered || traps || budget <= 0 || hasAttention else { return nil }
+    guard answered || steps || budget <= 0 || hasAttention else { return nil }
     // The last element ends the instruction; otherwise it is restarted where it stands.
     if offset(s, i, 1) == 0 { return Pause(next: i + 1) }
     s.pointee.stop = UInt32(MARTLET_STOP_REPEAT)
@@ -235,6 +234,7 @@ let portStringHandler: Handler = { s, i in
     let port = UInt16(truncatingIfNeeded: s.register(2))
     guard mayAccessPort(s, port, size) else { return stop(s, i) }
     let repeats = i.pointee.flags & (InsnFlag.rep | InsnFlag.repne) != 0
+    let steps = stepsThroughRepetition(s)
     var budget = 256
     while true {
         if repeats, offset(s, i, 1) == 0 { return i + 1 }
@@ -243,7 +243,7 @@ let portStringHandler: Handler = { s, i in
         guard repeats else { return i + 1 }
         advance(s, i, 1, 0 &- 1)
         budget &-= 1
-        if let paused = pauseRepeat(s, i, budget) { return paused.next }
+        if let paused = pauseRepeat(s, i, budget, steps: steps) { return paused.next }
     }
 }
 

@@ -46,7 +46,7 @@ let movToCRHandler: Handler = { s, i in
     case 8: done = writeCR8(s, value)
     default: return fault(s, i, .invalidOpcode)
     }
-    return done ? leaveBlock(s, i) : fault(s, i, .generalProtection)
+    return done ? leaveToBreakpoints(s, i) : fault(s, i, .generalProtection)
 }
 
 /// Writes CR0 with its rules (SDM vol. 3A §2.5, §4.1.2). False: #GP(0).
@@ -108,6 +108,7 @@ func writeCR4(_ s: State, _ value: UInt64) -> Bool {
     let disablesIdentifiers = changed & ~value & Control.processContextIdentifiers != 0
     if changed & translationBits != 0 || disablesIdentifiers { flushTranslations(s, keepGlobal: false) }
     if disablesIdentifiers { selectSpace(s, flushes: false) }
+    updateBreakpoints(s)
     updateContext(s)
     return true
 }
@@ -147,9 +148,24 @@ let machineStatusHandler: Handler = { s, i in
 
 // MARK: - Debug registers
 
+/// Ends the block; where breakpoints are enabled from now on, the instructions behind it run one by one.
+private func leaveToBreakpoints(_ s: State, _ i: Insn) -> Insn? {
+    if s.pointee.debug_armed == 0 { return leaveBlock(s, i) }
+    s.pointee.rip = nextInstructionAddress(s, i)
+    return nil
+}
+
+/// General detect (SDM vol. 3B §17.2.4). False: #DB recorded.
+private func passesGeneralDetect(_ s: State) -> Bool {
+    if martlet_debug_registers(s)[7] & DebugBits.generalDetect == 0 { return true }
+    raiseDebug(s, DebugBits.registerAccess)
+    return false
+}
+
 let movFromDRHandler: Handler = { s, i in
     guard requirePrivilege(s) else { return stop(s, i) }
     guard let number = debugRegisterNumber(s, i) else { return fault(s, i, .invalidOpcode) }
+    guard passesGeneralDetect(s) else { return stop(s, i) }
     writeRegister(s, i.pointee.rm, martlet_debug_registers(s)[number], size: i.pointee.size)
     return i + 1
 }
@@ -157,6 +173,7 @@ let movFromDRHandler: Handler = { s, i in
 let movToDRHandler: Handler = { s, i in
     guard requirePrivilege(s) else { return stop(s, i) }
     guard let number = debugRegisterNumber(s, i) else { return fault(s, i, .invalidOpcode) }
+    guard passesGeneralDetect(s) else { return stop(s, i) }
     let value = readRegister(s, i.pointee.rm, size: i.pointee.size)
     if number >= 6, value >> 32 != 0 { return fault(s, i, .generalProtection) }
     let stored: UInt64 =
@@ -166,7 +183,8 @@ let movToDRHandler: Handler = { s, i in
         default: value
         }
     martlet_debug_registers(s)[number] = stored
-    return leaveBlock(s, i)
+    if number == 7 { updateBreakpoints(s) }
+    return leaveToBreakpoints(s, i)
 }
 
 /// DR4 and DR5 stand for DR6 and DR7 unless CR4.DE is set.

@@ -105,6 +105,7 @@ enum ArchitecturalState {
         field("interrupt shadow", \.interrupt_shadow, 1), field("nmi blocked", \.nmi_blocked, 1),
         field("nmi pending", \.nmi_pending, 1), field("window requested", \.window_requested, 1),
         field("pending event", \.pending_event, 1),
+        field("debug traps pending", \.debug_pending, 1), field("debug shadow", \.debug_shadow, 1),
         field("port answers", \.port_answered, 2), field("device answers", \.mmio_count, 4),
         field("device asked", \.mmio_pending, 4), field("instruction count", \.instruction_count),
     ]
@@ -155,6 +156,7 @@ enum ArchitecturalState {
                 from: UnsafeRawPointer(source) + range.offset, byteCount: range.size)
         }
         if flushes { selectSpace(target, flushes: true) }
+        updateBreakpoints(target)
         updateContext(target)
         return flushes
     }

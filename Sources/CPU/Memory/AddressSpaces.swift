@@ -216,6 +216,7 @@ private func forgetFetches(_ s: State, _ space: Space, _ page: UInt64) {
 /// Empties all tables at creation: memory of zeros is empty but for line 0, whose tag would be that of page 0.
 func initializeTLB(_ s: State) {
     s.pointee.tlb_epoch = 1
+    clearLine(martlet_no_lines(s), 0)
     s.pointee.space = martlet_space(s, 0)
     takeSpace(s, martlet_space(s, 0), pcid: 0)
     s.pointee.shared_generation = nextGeneration(s)

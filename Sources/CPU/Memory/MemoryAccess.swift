@@ -169,6 +169,7 @@ struct AccessKind {
             return nil
         }
     }
+    noteDataAccess(s, address, size, kind)
     if (address & pageMask) &+ UInt64(size) <= pageSize {
         return singlePagePointer(s, address, size, kind)
     }

@@ -223,10 +223,7 @@ extension SoftVirtualCPU {
         guard registers.flags == 0, registers.dr6 >> 32 == 0, registers.dr7 >> 32 == 0 else {
             throw HypervisorError("KVM_SET_DEBUGREGS", errorNumber: EINVAL)
         }
-        change { _ in
-            let (first, second, third, fourth) = registers.db
-            state.pointee.debug_registers = (first, second, third, fourth, 0, 0, registers.dr6, registers.dr7)
-        }
+        change { $0.setDebugRegisters(registers.db, dr6: registers.dr6, dr7: registers.dr7) }
     }
 
     public func multiprocessingState() throws(HypervisorError) -> UInt32 { multiprocessing }
