@@ -52,6 +52,30 @@ long martlet_map_code_and_data(size_t code_size, size_t data_size, void **writab
     return 0;
 }
 
+// A second mapping of shared memory: mremap(2) of no bytes. Fails where the host keeps memory that was writable from
+// being executed.
+static long map_executable(void *data, size_t size, void *place, void **code) {
+    *code = mremap(data, 0, size, MREMAP_MAYMOVE | (place ? MREMAP_FIXED : 0), place);
+    if (*code == MAP_FAILED) return -errno;
+    return mprotect(*code, size, PROT_READ | PROT_EXEC) == 0 ? 0 : -errno;
+}
+
+long martlet_map_code_for_perf(size_t size, void **writable, void *executable) {
+    void *data = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) return -errno;
+    // Tried elsewhere first: what is at `executable` cannot be put back.
+    void *code = MAP_FAILED;
+    long result = map_executable(data, size, NULL, &code);
+    if (code != MAP_FAILED) munmap(code, size);
+    if (result != 0) {
+        munmap(data, size);
+        return result;
+    }
+    munmap(*writable, size);
+    *writable = data;
+    return map_executable(data, size, executable, &code) == 0 ? 0 : 1;
+}
+
 void martlet_unmap_code(size_t size, void *writable, void *executable) {
     munmap(writable, size);
     munmap(executable, size);

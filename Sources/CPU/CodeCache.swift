@@ -47,6 +47,15 @@ final class CodeCache {
         guestPhysical << 3 | (isUser ? 4 : 0) | UInt64(mode)
     }
 
+    static func guestPhysical(_ key: UInt64) -> UInt64 { key >> 3 }
+
+    /// Where decoded instructions are.
+    var instructionRange: martlet_range {
+        martlet_range(
+            start: UInt64(UInt(bitPattern: instructions)),
+            size: UInt64(Self.instructionCapacity * MemoryLayout<martlet_insn>.stride))
+    }
+
     private func bucket(_ key: UInt64) -> Int {
         Int(truncatingIfNeeded: (key ^ (key >> 15)) & UInt64(Self.hashSize - 1))
     }

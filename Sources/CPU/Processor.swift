@@ -52,6 +52,8 @@ public final class Processor {
         }
     }
     var lockstep: Lockstep?
+    /// Who samples this processor, if anybody does.
+    public internal(set) var profile: ProfileRecorder?
     /// Translated code found no more room; everything is dropped before the next block is decoded.
     var arenaIsFull = false
     private let crossings = CrossingInstructions()
@@ -239,6 +241,7 @@ public final class Processor {
         crossings.reset()
         forgetSites(state, keepGlobal: false)
         arena.reset()
+        profile?.forgetTranslated()
         arenaIsFull = false
         bumpAllGenerations(state)
     }
@@ -261,9 +264,10 @@ public final class Processor {
             return found
         }
         let started = alu_rdtsc()
-        guard let decoded = decodeBlock(page: page.pointee, offset: offset, linear: linear, key: key) else {
-            return nil
-        }
+        let before = martlet_set_activity(s, UInt32(MARTLET_AT_DECODER))
+        let block = decodeBlock(page: page.pointee, offset: offset, linear: linear, key: key)
+        martlet_set_activity(s, before)
+        guard let decoded = block else { return nil }
         s.pointee.counters.decoding_cycles &+= alu_rdtsc() &- started
         if decoded.pointee.flags & InsnFlag.uncached == 0 { remember(rip, decoded) }
         return decoded
@@ -324,6 +328,9 @@ public final class Processor {
         s.pointee.counters.decoded_blocks &+= 1
         s.pointee.decoded_instructions &+= UInt64(count)
         watchForTranslation(place, count)
+        if s.pointee.trace.kinds & UInt32(MARTLET_TRACE_BLOCKS) != 0 {
+            traceDecoded(place, count, guestPhysical: CodeCache.guestPhysical(key))
+        }
         place[count] = martlet_insn()
         place[count].page_offset = UInt16(position)
         place[count].handler = endOfBlock

@@ -5,8 +5,10 @@ internal import CHost
 extension Processor {
     /// Runs the guest until something that the caller must see to (`Stop`).
     public func run() -> Stop {
-        if let lockstep { return lockstep.run() }
         let s = state
+        let before = martlet_set_activity(s, UInt32(MARTLET_AT_GUEST))
+        defer { martlet_set_activity(s, before) }
+        if let lockstep { return lockstep.run() }
         if s.pointee.pending_event != 0 {
             s.pointee.pending_event = 0
             return .shutdown
@@ -170,6 +172,7 @@ extension Processor {
             noteException(vector, error)
             if vector == ExceptionVector.pageFault.rawValue { s.pointee.cr2 = s.pointee.exception_cr2 }
             s.pointee.stop = UInt32(MARTLET_STOP_NONE)
+            if s.pointee.trace.kinds & UInt32(MARTLET_TRACE_FAULTS) != 0 { traceFault(vector, error) }
             let event = Event(vector: vector, error: s.isProtected ? error : nil, rip: s.pointee.rip)
             if deliver(s, event) {
                 if vector == ExceptionVector.debug.rawValue { allowDebugRegisters(s) }

@@ -28,6 +28,14 @@ struct RunCommand: ParsableCommand {
               Ctrl-A h      show these keys
               Ctrl-A Ctrl-A send one Ctrl-A to the guest
 
+            TRACES
+              --trace faults:vector=14,user        page faults of the guest's programs
+              --trace exits:port=0x3f8-0x3ff       what the guest does to its first serial port
+              --trace blocks:rip=0x1000+0x200      code there, as it is decoded and translated
+              --trace blocks:entries,kernel        also each time that it is entered (it is interpreted then)
+              Filters: user, kernel, rip=, vector= of faults, port= of exits, address= of page faults and of
+              memory-mapped exits. Several ranges of one add up; of several filters all must hold.
+
             EXIT STATUS
               0        the guest switched itself off, or you left with Ctrl-A x
               N        with a COMMAND: its own status (126 cannot be executed, 127 not found, 128+N killed by signal N)
@@ -93,6 +101,36 @@ struct RunCommand: ParsableCommand {
         transform: DeviceOption.parse)
     var device: DebugExitConfiguration?
 
+    @Option(
+        help: ArgumentHelp(
+            "Sample the guest 997 times a second and write where its time went, as folded stacks; also /tmp/perf-PID.map.",
+            valueName: "file"))
+    var profile: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "Names for the profile: a System.map, the guest's /proc/kallsyms or an ELF file; again for more.",
+            valueName: "file[@address]"),
+        transform: SymbolsOption.parse)
+    var symbols: [SymbolFile] = []
+
+    @Option(
+        help: ArgumentHelp(
+            "Write a line for each of these events: blocks, exits, faults (see TRACES); again for more.",
+            valueName: "events[:filters]"),
+        transform: TraceOption.parse)
+    var trace: [TraceRequest] = []
+
+    @Option(help: ArgumentHelp("Where the trace goes instead of standard error.", valueName: "file"))
+    var traceFile: String?
+
+    static let defaultTraceLimit: UInt64 = 100_000
+
+    @Option(
+        help: ArgumentHelp("The trace ends after so many lines (default: 100000).", valueName: "n"),
+        transform: TraceLimitOption.parse)
+    var traceLimit: UInt64?
+
     @Flag(name: .shortAndLong, help: "Say which engine runs and why, and how long each phase took.")
     var verbose = false
 
@@ -108,6 +146,9 @@ struct RunCommand: ParsableCommand {
         if command.contains(where: { $0.contains("\0") }) {
             throw ValidationError("The COMMAND has a zero byte in an argument")
         }
+        if !symbols.isEmpty, profile == nil { throw ValidationError("--symbols names what --profile finds: give both") }
+        if trace.isEmpty, traceFile != nil { throw ValidationError("--trace-file is for --trace: give both") }
+        if trace.isEmpty, traceLimit != nil { throw ValidationError("--trace-limit is for --trace: give both") }
     }
 
     func run() throws {

@@ -24,7 +24,8 @@ struct RunSession {
         let mode = self.mode
         let isTyping = mode != .command && BorrowedDescriptor.standardInput.isTerminal
         let configuration = try machineConfiguration(mode)
-        let engine = try EngineChoice(options.accel, software: options.engine)
+        let output = try ObservationOutput(options, startedAt: startedAt, isRawTerminal: isTyping)
+        let engine = try EngineChoice(options.accel, software: options.engine, observation: output.observation)
         if options.verbose {
             Message.note("engine \(engine.name): \(engine.reason)")
             Message.note(
@@ -38,9 +39,10 @@ struct RunSession {
         let session = try MachineSession(
             configuration, console: console, engine: engine,
             restarts: !options.noReboot && mode != .command, signals: signals, startedAt: startedAt,
-            deadline: deadline, observer: observer(terminal))
+            deadline: deadline, observer: observer(terminal), symbols: output.symbols)
         let end = try session.run()
         terminal?.restore()
+        output.finish(session.profile, verbose: options.verbose)
         return EndReport(end: end, trace: session.trace, engineName: engine.name, options: options, isTyping: isTyping)
             .tell()
     }

@@ -66,6 +66,8 @@ public struct FileDescriptor: ~Copyable, Sendable {
         case readWrite
         /// A new or emptied file for writing, mode 0644 less the umask.
         case create
+        /// A new file for writing; fails when there is anything of that name.
+        case createNew
 
         fileprivate var flags: Int32 {
             switch self {
@@ -73,6 +75,7 @@ public struct FileDescriptor: ~Copyable, Sendable {
             case .writeOnly: O_WRONLY
             case .readWrite: O_RDWR
             case .create: O_WRONLY | O_CREAT | O_TRUNC
+            case .createNew: O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW
             }
         }
     }

@@ -26,9 +26,11 @@ public enum SoftwareEngine: String, CaseIterable, Sendable {
 /// KVM in software: needs neither VT-x nor AMD-V, nor any privilege.
 public struct SoftSystem: HypervisorSystem {
     private let engine: SoftwareEngine
+    private let observation: Observation
 
-    public init(engine: SoftwareEngine = .translator) {
+    public init(engine: SoftwareEngine = .translator, observation: Observation = Observation()) {
         self.engine = engine
+        self.observation = observation
         // The measurement of the TSC runs while its caller prepares the machine.
         _ = TimestampCounter.origin
     }
@@ -40,6 +42,6 @@ public struct SoftSystem: HypervisorSystem {
     }
 
     public func createVirtualMachine() throws(HypervisorError) -> any VirtualMachine {
-        SoftVirtualMachine(tscFrequency: TimestampCounter.frequency, engine: engine)
+        SoftVirtualMachine(tscFrequency: TimestampCounter.frequency, engine: engine, observation: observation)
     }
 }

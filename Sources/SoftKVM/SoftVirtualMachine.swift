@@ -18,9 +18,11 @@ final class SoftVirtualMachine: VirtualMachine {
     }
 
     private let engine: SoftwareEngine
+    private let observation: Observation
 
-    init(tscFrequency: UInt64, engine: SoftwareEngine = .interpreter) {
+    init(tscFrequency: UInt64, engine: SoftwareEngine = .interpreter, observation: Observation = Observation()) {
         self.engine = engine
+        self.observation = observation
         core = MachineCore(tscFrequency: tscFrequency, at: TimestampCounter.sample())
         setup = Mutex(Setup())
     }
@@ -209,7 +211,8 @@ final class SoftVirtualMachine: VirtualMachine {
             let cpu = VirtualCPUCore(id: id, execution: engine.execution)
             cpu.setSlots(setup.slots)
             guard let index = core.add(cpu) else { throw failure(operation, EEXIST, "vCPU \(id) exists already") }
-            return SoftVirtualCPU(core: cpu, index: index, machine: core, timerThread: setup.timerThread)
+            return SoftVirtualCPU(
+                core: cpu, index: index, machine: core, timerThread: setup.timerThread, observation: observation)
         }
     }
 }

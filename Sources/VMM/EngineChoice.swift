@@ -9,9 +9,19 @@ public struct EngineChoice: Sendable {
     public var name: String { system.name }
 
     /// `auto` takes `/dev/kvm` only where it can run an unmodified kernel; some hosts offer one that cannot.
-    public init(_ accelerator: Accelerator, software: SoftwareEngine = .translator) throws(MachineError) {
-        let soft = SoftSystem(engine: software)
+    /// Only the software engine can be observed.
+    public init(
+        _ accelerator: Accelerator, software: SoftwareEngine = .translator, observation: Observation = Observation()
+    ) throws(MachineError) {
+        let soft = SoftSystem(engine: software, observation: observation)
         switch accelerator {
+        case .auto where observation.isOn:
+            self.init(soft, because: "only it has what --profile and --trace look at")
+        case .kvm where observation.isOn:
+            throw MachineError(
+                "--profile and --trace look into the software engine, and --accel kvm runs the guest on the processor. "
+                    + "Use --accel soft, or perf kvm on the host."
+            )
         case .soft:
             self.init(soft, because: "asked for with --accel soft")
         case .kvm:

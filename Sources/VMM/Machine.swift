@@ -57,6 +57,12 @@ final class Machine {
     /// How it ended, once the processor has stopped.
     var result: (outcome: MachineOutcome, trace: ProcessorTrace?)? { events.result }
 
+    /// Adds what was sampled, once the processor has stopped.
+    func addProfile(to report: inout ProfileReport, symbols: SymbolTable) {
+        guard let run = events.profile else { return }
+        report.add(run.profile, symbols: symbols, kernel: run.kernelSymbols(in: memory))
+    }
+
     func start() throws(MachineError) {
         do {
             thread = try VirtualCPUThread(

@@ -8,6 +8,7 @@ final class MachineEvents: Sendable {
         var guestStatus: UInt8?
         var sawPanic = false
         var trace: ProcessorTrace?
+        var profile: ProfiledRun?
         var isFinished = false
     }
 
@@ -51,13 +52,17 @@ final class MachineEvents: Sendable {
     var sawPanic: Bool { state.withLock { $0.sawPanic } }
 
     /// The vCPU thread's last act.
-    func finish(trace: ProcessorTrace?) {
+    func finish(trace: ProcessorTrace?, profile: ProfiledRun?) {
         state.withLock { state in
             state.trace = trace
+            state.profile = profile
             state.isFinished = true
         }
         activity.signal()
     }
+
+    /// What was sampled; nil while the vCPU thread runs, and without a profile.
+    var profile: ProfiledRun? { state.withLock { $0.profile } }
 
     /// Set when the vCPU thread has ended.
     var result: (outcome: MachineOutcome, trace: ProcessorTrace?)? {

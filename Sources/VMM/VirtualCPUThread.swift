@@ -57,6 +57,7 @@ final class VirtualCPUThread: Sendable {
         requester: ExitRequester
     ) {
         var trace: ProcessorTrace?
+        var profile: ProfiledRun?
         do throws(HypervisorError) {
             let cpu = try machine.createVirtualCPU(id: 0)
             try cpu.setCPUID(leaves.entries)
@@ -71,10 +72,11 @@ final class VirtualCPUThread: Sendable {
             }
             if let report = cpu.finalReport() { events.end(with: .enginesDiffer(report: report)) }
             trace = try? self.trace(of: cpu)
+            profile = ProfiledRun(cpu)
         } catch {
             events.end(with: .engineFailure(error.description))
         }
-        events.finish(trace: trace)
+        events.finish(trace: trace, profile: profile)
     }
 
     private static func runLoop(

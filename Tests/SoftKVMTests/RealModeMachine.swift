@@ -18,9 +18,12 @@ final class RealModeMachine: @unchecked Sendable {
     static let handler = 0x2000
     static let result = 0x500
 
-    init(_ program: [UInt8], irqChip: Bool = false, cpus count: Int = 1, logsDirtyPages: Bool = false) throws {
+    init(
+        _ program: [UInt8], irqChip: Bool = false, cpus count: Int = 1, logsDirtyPages: Bool = false,
+        observation: Observation = Observation()
+    ) throws {
         mapping = try HostMapping(size: 0x1_0000)
-        machine = SoftVirtualMachine(tscFrequency: TimestampCounter.frequency)
+        machine = SoftVirtualMachine(tscFrequency: TimestampCounter.frequency, observation: observation)
         if irqChip {
             try machine.createIRQChip()
             try machine.createPIT(speakerDummy: true)

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "cpu_counters.h"
+#include "cpu_trace.h"
 
 // General registers by encoding; two more make every effective address one formula:
 // a register that is always zero, and the rip of the start of the current code page.
@@ -247,6 +248,23 @@ enum {
     MARTLET_STOP_REPEAT = 7,    // go on at rip, with the rest of a repetition
 };
 
+// What a vCPU's thread is at, for who samples it: kept in `activity` on cold paths, from where it is told by the program
+// counter in samples (cpu_profile.h).
+enum {
+    MARTLET_AT_OUTSIDE = 0, // the engine's user handles an exit
+    MARTLET_AT_ENGINE = 1,  // the run loop around the processor
+    MARTLET_AT_GUEST = 2,   // guest code
+    MARTLET_AT_PAGE_WALK = 3,
+    MARTLET_AT_DECODER = 4,
+    MARTLET_AT_TRANSLATOR = 5,
+    MARTLET_AT_DEVICE = 6, // the engine's own devices
+    MARTLET_AT_HALTED = 7,
+    // Guest code, in samples:
+    MARTLET_AT_INTERPRETER = 8,
+    MARTLET_AT_TRANSLATED = 9,
+    MARTLET_AT_HELPER = 10, // the assembly beside translated code
+};
+
 // Bits of `vector_units`: what CR0, CR4, XCR0 and the mode allow at the moment.
 enum {
     MARTLET_UNIT_X87 = 1, // x87 and MMX: CR0.EM and CR0.TS clear
@@ -428,6 +446,8 @@ typedef struct martlet_cpu {
     // REP MOVS and REP STOS of 1, 2, 4 and 8 bytes, each without and with the flags kept, for the instruction in r14.
     void *_Nullable string_operations[16];
     martlet_counters counters;
+    uint32_t activity;                // MARTLET_AT_*; read by a signal handler of this thread
+    martlet_trace trace;
     martlet_address_space spaces[MARTLET_ADDRESS_SPACES];
     martlet_tlb_entry no_lines[MARTLET_TLB_ENTRIES]; // a table that is always empty: every access takes the slow path
 } martlet_cpu;
@@ -449,6 +469,15 @@ static inline void martlet_end_unit(martlet_cpu *_Nonnull cpu) {
 static inline void martlet_forget_end_of_unit(martlet_cpu *_Nonnull cpu) {
     uint32_t ending = 4;
     __atomic_compare_exchange_n(&cpu->attention, &ending, 0, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}
+static inline __attribute__((always_inline)) uint32_t martlet_activity(const martlet_cpu *_Nonnull cpu) {
+    return __atomic_load_n(&cpu->activity, __ATOMIC_RELAXED);
+}
+// Returns what it was before. Atomic, so that no compiler leaves out a store that a signal handler reads.
+static inline __attribute__((always_inline)) uint32_t martlet_set_activity(martlet_cpu *_Nonnull cpu, uint32_t activity) {
+    uint32_t before = cpu->activity;
+    __atomic_store_n(&cpu->activity, activity, __ATOMIC_RELAXED);
+    return before;
 }
 // Between these two the inner loop ends behind one instruction, as if there were attention. Real attention is kept.
 static inline void martlet_begin_step(martlet_cpu *_Nonnull cpu) {

@@ -35,6 +35,9 @@ long martlet_map_code(size_t size, void *_Nullable *_Nonnull writable, void *_Nu
 /// The same with `data_size` bytes of zeros, never executable, right behind the executable mapping.
 long martlet_map_code_and_data(size_t code_size, size_t data_size, void *_Nullable *_Nonnull writable,
                                void *_Nullable *_Nonnull executable, void *_Nullable *_Nonnull near_data);
+/// Replaces both mappings by ones that perf(1) takes for generated code, which it names by /tmp/perf-PID.map: by their
+/// file it does not know a memfd for that. -errno: nothing changed. 1: there is no executable mapping any more.
+long martlet_map_code_for_perf(size_t size, void *_Nullable *_Nonnull writable, void *_Nonnull executable);
 void martlet_unmap_code(size_t size, void *_Nonnull writable, void *_Nonnull executable);
 
 #endif

@@ -75,6 +75,8 @@ func translate(_ s: State, _ address: UInt64, _ request: AccessRequest) -> Trans
         return Translation(
             guestPhysical: address & 0xFFFF_FFFF, isWritable: true, isUser: true, isGlobal: false, isDirty: true)
     }
+    let before = martlet_set_activity(s, UInt32(MARTLET_AT_PAGE_WALK))
+    defer { martlet_set_activity(s, before) }
     if s.pointee.cr4 & Control.physicalAddressExtension == 0 { return walk32(s, address, request) }
     return walk64(s, address, request)
 }

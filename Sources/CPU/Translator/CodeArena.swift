@@ -33,6 +33,21 @@ final class CodeArena {
         }
     }
 
+    /// Where code is, and where records are.
+    var codeRange: martlet_range { Self.range(executable, Self.size) }
+    var recordRange: martlet_range { Self.range(records, Self.recordBytes) }
+
+    private static func range(_ start: UnsafeMutableRawPointer?, _ size: Int) -> martlet_range {
+        start.map { martlet_range(start: UInt64(UInt(bitPattern: $0)), size: UInt64(size)) } ?? martlet_range()
+    }
+
+    /// Makes perf(1) see code that it can find names for; to be called before there is any. Where the host does not let
+    /// us, all is as it was, and perf has no names.
+    func becomeVisibleToPerf() {
+        guard used == 0, let place = executable else { return }
+        if martlet_map_code_for_perf(Self.size, &writable, place) > 0 { executable = nil }
+    }
+
     /// False where the host maps no executable memory: everything is interpreted then.
     var isAvailable: Bool { executable != nil }
 

@@ -27,7 +27,11 @@ extension Processor {
     private func translate(_ first: Insn, count: Int, groupsAccesses: Bool) -> UnsafeMutableRawPointer? {
         guard !arenaIsFull, let host = arena.assembler else { return nil }
         let started = alu_rdtsc()
-        defer { state.pointee.counters.translation_cycles &+= alu_rdtsc() &- started }
+        let before = martlet_set_activity(state, UInt32(MARTLET_AT_TRANSLATOR))
+        defer {
+            martlet_set_activity(state, before)
+            state.pointee.counters.translation_cycles &+= alu_rdtsc() &- started
+        }
         let options = BlockTranslator.Options(
             isUser: state.pointee.cpl == 3, counts: state.pointee.counts_instructions != 0,
             groupsAccesses: groupsAccesses, hasBMI2: hostHasBMI2, noPage: state.pointee.no_page,
@@ -39,7 +43,9 @@ extension Processor {
         }
         state.pointee.translated_blocks &+= 1
         state.pointee.translated_instructions &+= UInt64(count)
-        return arena.keep(block.host.position)
+        let code = arena.keep(block.host.position)
+        noteTranslated(first, count, host: code, size: block.host.position)
+        return code
     }
 
     /// The code from `first` to the end of its block with a compare for each access.

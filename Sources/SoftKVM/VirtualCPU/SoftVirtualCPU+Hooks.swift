@@ -39,7 +39,11 @@ extension SoftVirtualCPU {
     /// The hooks' convention: 0 for handled.
     private static func with(_ context: UnsafeMutableRawPointer?, _ body: (SoftVirtualCPU) -> Bool) -> Int32 {
         guard let context else { return 1 }
-        return Unmanaged<SoftVirtualCPU>.fromOpaque(context)._withUnsafeGuaranteedRef { body($0) ? 0 : 1 }
+        return Unmanaged<SoftVirtualCPU>.fromOpaque(context)._withUnsafeGuaranteedRef { cpu in
+            let before = martlet_set_activity(cpu.state, UInt32(MARTLET_AT_DEVICE))
+            defer { martlet_set_activity(cpu.state, before) }
+            return body(cpu) ? 0 : 1
+        }
     }
 
     /// False: user space's.
@@ -128,6 +132,9 @@ extension SoftVirtualCPU {
 extension VirtualCPUCore {
     /// The vCPU descriptor is gone: nobody runs the processor any more, and nothing may call back.
     func removeHooks() {
-        execution.withLock { _ in state.pointee.hooks = martlet_cpu_hooks() }
+        execution.withLock { _ in
+            state.pointee.hooks = martlet_cpu_hooks()
+            state.pointee.trace = martlet_trace()
+        }
     }
 }

@@ -30,6 +30,9 @@ public final class SoftVirtualCPU: VirtualCPU, @unchecked Sendable {
     var apicPage = noPage
     var guestClock = GuestClock()
     var counters = VirtualCPUStatistics()
+    let observation: Observation
+    /// Cleared at the trace's end.
+    var tracesExits: Bool
 
     static let noPage = UInt64.max - 0xfff
 
@@ -49,7 +52,11 @@ public final class SoftVirtualCPU: VirtualCPU, @unchecked Sendable {
     var processor: Processor { core.processor }
     var state: UnsafeMutablePointer<martlet_cpu> { core.state }
 
-    init(core: VirtualCPUCore, index: Int, machine: MachineCore, timerThread: TimerThread?) {
+    init(
+        core: VirtualCPUCore, index: Int, machine: MachineCore, timerThread: TimerThread?, observation: Observation
+    ) {
+        self.observation = observation
+        tracesExits = observation.trace?.wants(.exits) ?? false
         self.timerThread = timerThread
         self.core = core
         self.index = index
@@ -63,6 +70,7 @@ public final class SoftVirtualCPU: VirtualCPU, @unchecked Sendable {
         processor.tscOffsetBase = state.pointee.tsc_offset
         _ = guestClock.noteTSCOffset(state.pointee.tsc_offset)
         installHooks()
+        installTrace()
         reflectAPIC()
     }
 
@@ -71,13 +79,17 @@ public final class SoftVirtualCPU: VirtualCPU, @unchecked Sendable {
     // MARK: The run loop
 
     public func run() throws(HypervisorError) -> VirtualCPUExit {
+        try startProfile()
+        martlet_set_activity(state, UInt32(MARTLET_AT_ENGINE))
+        defer { martlet_set_activity(state, UInt32(MARTLET_AT_OUTSIDE)) }
         answerOutstanding()
         while true {
             switch core.execution.withLock({ _ in advance() }) {
             case .exit(let exit):
                 count(exit)
+                noteLeaving(exit)
                 return exit
-            case .sleep(let deadline): core.sleep(untilMonotonicNanoseconds: deadline)
+            case .sleep(let deadline): sleep(until: deadline)
             case .yield: core.yieldToVisitors()
             case .again: break
             }
@@ -183,7 +195,14 @@ public final class SoftVirtualCPU: VirtualCPU, @unchecked Sendable {
     }
 
     private func enterGuest() -> Step {
-        switch processor.run() {
+        let stop = processor.run()
+        let step = step(after: stop)
+        if tracesExits { traceExit(stop) }
+        return step
+    }
+
+    private func step(after stop: Stop) -> Step {
+        switch stop {
         case .attention: return .again
         case .portIO:
             outstanding = .port
@@ -266,6 +285,7 @@ public final class SoftVirtualCPU: VirtualCPU, @unchecked Sendable {
     }
 
     private func answerOutstanding() {
+        if tracesExits { traceAnswer() }
         switch outstanding {
         case .nothing: return
         case .port: state.pointee.port_answered = state.pointee.port_count

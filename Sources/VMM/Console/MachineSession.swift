@@ -51,9 +51,12 @@ public final class MachineSession {
     private let deadline: UInt64?
     private let observer: SessionObserver
     private let activity: EventNotifier
+    private let symbols: SymbolTable
 
     /// Where the processor of the last machine stopped.
     public private(set) var trace: ProcessorTrace?
+    /// Of all machines of the session, if the engine samples.
+    public private(set) var profile = ProfileReport()
 
     private var output: OutputPump
     private var errors: OutputPump
@@ -71,10 +74,11 @@ public final class MachineSession {
     private var sawConsole = false
     private var commandStatus: UInt8?
 
-    /// `restarts`: a guest that resets is started again. `startedAt` and `deadline` are in `HostClock`'s monotonic time.
+    /// `restarts`: a guest that resets is started again. `symbols` name what a profile finds. `startedAt` and `deadline` are in `HostClock`'s monotonic time.
     public init(
         _ configuration: MachineConfiguration, console: ConsoleConfiguration, engine: EngineChoice, restarts: Bool,
-        signals: SignalSource?, startedAt: UInt64, deadline: UInt64?, observer: SessionObserver = SessionObserver()
+        signals: SignalSource?, startedAt: UInt64, deadline: UInt64?, observer: SessionObserver = SessionObserver(),
+        symbols: SymbolTable = SymbolTable()
     ) throws(MachineError) {
         self.configuration = configuration
         self.console = console
@@ -84,6 +88,7 @@ public final class MachineSession {
         self.startedAt = startedAt
         self.deadline = deadline
         self.observer = observer
+        self.symbols = symbols
         output = OutputPump(console.output)
         errors = OutputPump(console.errors)
         do {
@@ -110,6 +115,7 @@ public final class MachineSession {
             machine.end(with: .stopped)
             machine.waitForEnd()
             trace = machine.result?.trace
+            machine.addProfile(to: &profile, symbols: symbols)
             // However it ended: the guest was not executed as it should be.
             if let result = machine.result, result.outcome.isDifference {
                 return .machine(result.outcome, result.trace)
