@@ -98,7 +98,8 @@ struct VectorEncoding {
         let isStore = traits.contains(.store) || traits.contains(.writesRM)
         let usesMM = entry.reg == .mm || (entry.rm == .mm && !isMemory) || entry.move == .empty
         let usesXMM = entry.reg == .xmm || (entry.rm == .xmm && !isMemory)
-        unit = usesMM ? (usesXMM ? .mixed : .mmx) : .sse
+        // CVTTPS2PI and its kin have the rules of both, MXCSR too, also with a memory operand.
+        unit = usesMM ? (usesXMM || entry.rm == .xmm ? .mixed : .mmx) : .sse
         vectorSize = usesXMM ? 16 : 0
         reg = entry.reg
         rm = isMemory ? .none : entry.rm
