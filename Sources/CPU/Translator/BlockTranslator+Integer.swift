@@ -54,6 +54,9 @@ extension BlockTranslator {
             if i.pointee.size == 8 { host.byte(0x48) }
             host.byte(mnemonic == .cbw ? 0x98 : 0x99)
         case .movs, .stos: stringOperation(i, mnemonic, index)
+        case .lfence: host.bytes(0x0F, 0xAE, 0xE8)
+        case .mfence: host.bytes(0x0F, 0xAE, 0xF0)
+        case .sfence: host.bytes(0x0F, 0xAE, 0xF8)
         case .clc: host.byte(0xF8)
         case .stc: host.byte(0xF9)
         case .cmc: host.byte(0xF5)

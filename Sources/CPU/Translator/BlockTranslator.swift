@@ -161,6 +161,7 @@ struct BlockTranslator {
         case .call, .ret: return i.pointee.size == 8
         case .jmpIndirect, .callIndirect: return i.pointee.size == 8
         case .movs, .stos: return isPlainRepeat(i)
+        case .lfence, .mfence, .sfence: return true
         default: return false
         }
     }
