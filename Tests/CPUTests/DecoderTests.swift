@@ -105,6 +105,7 @@ import Testing
     /// Sets that the host's processor must have.
     private static let optional: [(set: String, isThere: Bool)] = [
         ("AES", VectorUnit.has(.aes)), ("PCLMULQDQ", VectorUnit.has(.pclmulqdq)), ("SHA", VectorUnit.has(.sha)),
+        ("GFNI", VectorUnit.has(.gfni)),
         ("LZCNT", HostProcessor.hasLZCNT), ("ADOX_ADCX", HostProcessor.hasADX),
         ("RDRAND", HostProcessor.hasRDRAND), ("RDSEED", HostProcessor.hasRDSEED),
     ]
@@ -122,6 +123,7 @@ import Testing
         if Self.absent.contains(set) || Self.undefined.contains(other.mnemonic) { return true }
         if let optional = Self.optional.first(where: { $0.set == set }) { return !optional.isThere }
         if WideDecoderTests.isAbsent(set) || set.hasPrefix("PADLOCK") { return true }
+        if set.hasPrefix("AVX512"), !VectorUnit.has(.avx512) { return true }
         return WideDecoderTests.feature(set).map { !VectorUnit.has($0) } ?? false
     }
 }
