@@ -68,10 +68,10 @@ extension Processor {
             1, 0x0006_06A6, 0x0001_0800, Features.leaf1ECX | Features.hostLeaf1ECX,
             Features.leaf1EDX | Features.hostLeaf1EDX)
         add(2, 0x0076_0301, 0xF0B5_FF, 0, 0x00C3_0000)
-        add(4, 0x121, 0x02C0_003F, 0x3F, 0, subleaf: 0)
-        add(4, 0x122, 0x01C0_003F, 0x3F, 0, subleaf: 1)
-        add(4, 0x143, 0x03C0_003F, 0x3FF, 0, subleaf: 2)
-        add(4, 0, 0, 0, 0, subleaf: 3)
+        for (subleaf, cache) in CacheParameters.all.enumerated() {
+            add(4, cache.eax, cache.ebx, cache.ecx, cache.edx, subleaf: UInt32(subleaf))
+        }
+        add(4, 0, 0, 0, 0, subleaf: UInt32(CacheParameters.all.count))
         add(6, 1 << 2, 0, 0, 0)
         add(
             7, 2, Features.leaf7EBX | Features.hostLeaf7EBX, Features.leaf7ECX | Features.hostLeaf7ECX,
