@@ -6,6 +6,8 @@
 
 #include <stdint.h>
 
+#include "cpu_copy.h"
+
 // clang-format off
 #define CAPTURE "lahf\n\tseto %%al"
 #define RESTORE "addb $127, %%al\n\tsahf\n\t"
@@ -205,8 +207,12 @@ static inline __attribute__((always_inline)) uint64_t alu_crc32(uint64_t crc, ui
     return crc;
 }
 
-// REP MOVS and REP STOS upwards on host memory: the processor's own order of bytes where the blocks overlap.
+// REP MOVS and REP STOS upwards on host memory, as the processor's own instructions: also where the blocks overlap.
 static inline __attribute__((always_inline)) void alu_rep_movs(void *_Nonnull destination, const void *_Nonnull source, uint64_t count, uint8_t size) {
+    uint64_t bytes = count * size;
+    // A destination inside the source repeats what is before it.
+    if (bytes >= MARTLET_WIDE_COPY && (uint64_t)((char *)destination - (const char *)source) >= bytes &&
+        martlet_copy_wide(destination, source, bytes)) return;
     switch (size) {
     case 1: __asm__ volatile("rep movsb" : "+D"(destination), "+S"(source), "+c"(count) : : "memory"); break;
     case 2: __asm__ volatile("rep movsw" : "+D"(destination), "+S"(source), "+c"(count) : : "memory"); break;
@@ -215,6 +221,7 @@ static inline __attribute__((always_inline)) void alu_rep_movs(void *_Nonnull de
     }
 }
 static inline __attribute__((always_inline)) void alu_rep_stos(void *_Nonnull destination, uint64_t value, uint64_t count, uint8_t size) {
+    if (count * size >= MARTLET_WIDE_COPY && martlet_fill_wide(destination, value, count * size, size)) return;
     switch (size) {
     case 1: __asm__ volatile("rep stosb" : "+D"(destination), "+c"(count) : "a"(value) : "memory"); break;
     case 2: __asm__ volatile("rep stosw" : "+D"(destination), "+c"(count) : "a"(value) : "memory"); break;

@@ -125,6 +125,31 @@ private func pageChunk(_ s: State, _ i: Insn, _ mnemonic: Mnemonic, _ count: UIn
     return done
 }
 
+/// REP MOVS in 64-bit mode as long as both ends are on pages that the TLB knows: `chunk` after `chunk`, without what goes
+/// around each of them in general. Returns the number of elements done.
+private func copyKnownPages(_ s: State, _ i: Insn, _ count: UInt64) -> UInt64 {
+    let shift = UInt64(i.pointee.size.trailingZeroBitCount)
+    var target = s.register(rdiNumber)
+    let base = s.segmentBases[Int(i.pointee.segment)]
+    var source = s.register(rsiNumber) &+ base
+    var left = count
+    while left > 1, martlet_attention(s) == 0 {
+        let room = pageSize &- max(target & pageMask, source & pageMask)
+        let bytes = min(left &<< shift, room & ~((1 &<< shift) &- 1))
+        let (to, from) = (tlbLine(s, target), tlbLine(s, source))
+        guard bytes > 0, fits(target, to.pointee.write_tag, bytes),
+            fits(source, from.pointee.read_tag, bytes)
+        else { break }
+        alu_rep_movs(hostPointer(to, target), hostPointer(from, source), bytes >> shift, i.pointee.size)
+        target &+= bytes
+        source &+= bytes
+        left &-= bytes >> shift
+    }
+    s.setRegister(rdiNumber, target)
+    s.setRegister(rsiNumber, source &- base)
+    return count &- left
+}
+
 /// The elements of a chunk on host memory. Returns how many were done: comparisons may end before the last.
 private func chunk(
     _ s: State, _ i: Insn, _ mnemonic: Mnemonic, _ from: UnsafeMutableRawPointer, _ to: UnsafeMutableRawPointer,
@@ -151,11 +176,16 @@ let stringHandler: Handler = { s, i in
     let compares = mnemonic == .cmps || mnemonic == .scas
     let steps = stepsThroughRepetition(s)
     let usesChunks = mnemonic != .lods && !steps
+    let copiesPages =
+        usesChunks && mnemonic == .movs && s.pointee.mode == CodeMode.bits64 && i.pointee.address_size == 8
+        && s.pointee.rflags & RFlags.direction == 0
     var budget = 4096
     while true {
         let count = offset(s, i, 1)
         if count == 0 { return i + 1 }
-        let chunk = usesChunks ? pageChunk(s, i, mnemonic, count) : 0
+        var chunk: UInt64 = 0
+        if copiesPages { chunk = copyKnownPages(s, i, count) }
+        if chunk == 0, usesChunks { chunk = pageChunk(s, i, mnemonic, count) }
         if chunk == 0 {
             guard element(s, i, mnemonic) else { return stop(s, i) }
         }
