@@ -1,16 +1,32 @@
 internal import CHost
 
 /// Which data accesses of a block go to one place by one register, so that one compare does for all of them: the stack
-/// frame, the fields of a record. A register's value is a version; the stack pointer's moves by known amounts.
+/// frame, the fields of a record. A register's value is a version; what it moves by known amounts is the same version.
 struct AccessPlan {
     struct Group {
         /// Offsets of the first byte and behind the last, from the register's value where the version began.
         var low: Int
         var high: Int
         var writes: Bool
+        /// What the address at offset `phase` must be a multiple of: some vector instructions insist (1: none does).
+        var alignment = 1
+        var phase = 0
         var members: Int
         /// The leader's site, once it is emitted.
         var record: UInt64?
+
+        /// Whether it can take an access that is aligned so; what is aligned in one way and not in the other goes alone.
+        func accepts(_ offset: Int, alignment other: Int) -> Bool {
+            (offset - phase) & (min(alignment, other) - 1) == 0
+        }
+
+        mutating func take(_ offset: Int, _ size: Int, alignment other: Int) {
+            if other > alignment { (alignment, phase) = (other, offset) }
+            low = min(low, offset)
+            // An aligned unit is on one page, so that this costs nothing.
+            low -= (low - phase) & (alignment - 1)
+            high = max(high, offset + size)
+        }
     }
 
     private struct Member {
@@ -20,12 +36,15 @@ struct AccessPlan {
 
     /// Longer spans lie over a page boundary too often.
     private static let longestSpan = 512
+    /// The group's start must be within reach of a displacement wherever its leader is.
+    private static let longestDistance = 1 << 30
 
     var groups: [Group] = []
     /// Two for each instruction: its operand, and an indirect call's push.
     private var members: [Member?] = []
     private var open = [Int?](repeating: nil, count: 16)
-    private var stackOffset = 0
+    /// How far each register is from where its version began.
+    private var moved = [Int](repeating: 0, count: 16)
 
     init() {}
 
@@ -55,15 +74,15 @@ struct AccessPlan {
         noteOperand(i, mnemonic, index)
         switch mnemonic {
         case .push, .pushImmediate, .call:
-            join(index, 0, 4, stackOffset - 8, 8, writes: true)
-            stackOffset -= 8
-        case .callIndirect: join(index, 1, 4, stackOffset - 8, 8, writes: true)
+            join(index, 0, 4, moved[4] - 8, 8, writes: true)
+            moved[4] -= 8
+        case .callIndirect: join(index, 1, 4, moved[4] - 8, 8, writes: true)
         case .pop, .ret:
-            join(index, 0, 4, stackOffset, 8, writes: false)
-            stackOffset += 8
+            join(index, 0, 4, moved[4], 8, writes: false)
+            moved[4] += 8
             if mnemonic == .pop { close(Int(i.pointee.rm >> 3)) }
         case .leave:
-            join(index, 0, 5, 0, 8, writes: false)
+            join(index, 0, 5, moved[5], 8, writes: false)
             close(4)
             close(5)
         default: noteWrites(i, mnemonic)
@@ -76,10 +95,13 @@ struct AccessPlan {
         else { return }
         let number = Int(base >> 3)
         guard number < 12 else { return }
-        let offset = Int(i.pointee.displacement) + (number == 4 ? stackOffset : 0)
+        guard abs(Int(i.pointee.displacement)) < Self.longestDistance else { return }
+        let offset = Int(i.pointee.displacement) + moved[number]
         if mnemonic == .vector {
-            guard let form = BlockTranslator.nativeVector(i), form.access != .none, form.alignment <= 1 else { return }
-            join(index, 0, number, offset, form.memorySize, writes: form.access == .store)
+            guard let form = BlockTranslator.nativeVector(i), form.access != .none else { return }
+            join(
+                index, 0, number, offset, form.memorySize, writes: form.access == .store,
+                alignment: max(1, form.alignment))
             return
         }
         join(index, 0, number, offset, Self.size(i, mnemonic), writes: Self.writes(i, mnemonic))
@@ -104,28 +126,37 @@ struct AccessPlan {
         }
     }
 
-    private mutating func join(_ index: Int, _ which: Int, _ register: Int, _ offset: Int, _ size: Int, writes: Bool) {
-        if let number = open[register] {
-            let low = min(groups[number].low, offset)
-            let high = max(groups[number].high, offset + size)
-            if high - low <= Self.longestSpan {
-                groups[number].low = low
-                groups[number].high = high
-                groups[number].writes = groups[number].writes || writes
-                groups[number].members += 1
+    private mutating func join(
+        _ index: Int, _ which: Int, _ register: Int, _ offset: Int, _ size: Int, writes: Bool, alignment: Int = 1
+    ) {
+        if let number = open[register], groups[number].accepts(offset, alignment: alignment) {
+            var group = groups[number]
+            group.take(offset, size, alignment: alignment)
+            if group.high - group.low <= Self.longestSpan {
+                group.writes = group.writes || writes
+                group.members += 1
+                groups[number] = group
                 members[index * 2 + which] = Member(group: number, offset: offset)
                 return
             }
         }
         open[register] = groups.count
         members[index * 2 + which] = Member(group: groups.count, offset: offset)
-        groups.append(Group(low: offset, high: offset + size, writes: writes, members: 1, record: nil))
+        groups.append(
+            Group(
+                low: offset, high: offset + size, writes: writes, alignment: alignment, phase: offset, members: 1,
+                record: nil))
+    }
+
+    private mutating func move(_ register: Int, by distance: Int) {
+        moved[register] += distance
+        if abs(moved[register]) >= Self.longestDistance { close(register) }
     }
 
     /// The register gets another value.
     private mutating func close(_ register: Int) {
         open[register] = nil
-        if register == 4 { stackOffset = 0 }
+        moved[register] = 0
     }
 
     private mutating func closeAll() {
@@ -142,8 +173,12 @@ struct AccessPlan {
             if encoding.reg == .general, encoding.writesReg { close(Int(encoding.regNumber)) }
             if encoding.rm == .general, encoding.writesRM { close(Int(encoding.rmNumber)) }
             if encoding.usesImplicitGeneral { close(1) }
-        case .add where Self.movesStack(i): stackOffset += Int(truncatingIfNeeded: i.pointee.immediate)
-        case .sub where Self.movesStack(i): stackOffset -= Int(truncatingIfNeeded: i.pointee.immediate)
+        case .add where Self.takesConstant(i): move(rm, by: Int(truncatingIfNeeded: i.pointee.immediate))
+        case .sub where Self.takesConstant(i): move(rm, by: -Int(truncatingIfNeeded: i.pointee.immediate))
+        case .inc where Self.isWhole(i): move(rm, by: 1)
+        case .dec where Self.isWhole(i): move(rm, by: -1)
+        case .lea where i.pointee.size == 8 && BlockTranslator.plainBase(i) == i.pointee.reg:
+            move(reg, by: Int(i.pointee.displacement))
         case .mov, .movImmediate, .add, .or, .adc, .sbb, .and, .sub, .xor, .inc, .dec, .neg, .not, .shl, .sal, .shr,
             .sar, .rol, .ror, .rcl, .rcr, .set:
             // With a register rm it is the destination; with a memory rm the register is, in one of the forms.
@@ -159,9 +194,11 @@ struct AccessPlan {
         }
     }
 
-    /// Adds an immediate to RSP or subtracts one.
-    private static func movesStack(_ i: Insn) -> Bool {
-        i.pointee.rm == 4 * 8 && !BlockTranslator.isMemory(i) && i.pointee.size == 8
-            && i.pointee.operation != Form.eg.rawValue && i.pointee.operation != Form.ge.rawValue
+    /// Changes a whole register in place.
+    private static func isWhole(_ i: Insn) -> Bool { !BlockTranslator.isMemory(i) && i.pointee.size == 8 }
+
+    /// The same by an immediate.
+    private static func takesConstant(_ i: Insn) -> Bool {
+        isWhole(i) && i.pointee.operation != Form.eg.rawValue && i.pointee.operation != Form.ge.rawValue
     }
 }

@@ -246,6 +246,10 @@ extension BlockTranslator {
     }
 
     mutating func lea(_ i: Insn) {
+        if i.pointee.size == 8, let target = home(i.pointee.reg), hasOnlyHomes(i) {
+            computeAddress(i, into: target)
+            return
+        }
         computeAddress(i, into: HostRegister.scratch)
         let scratch = HostRegister.scratch
         if let target = home(i.pointee.reg) {
@@ -256,6 +260,12 @@ extension BlockTranslator {
             if i.pointee.size == 4 { host.operation(0x89, size: 4, reg: scratch, .register(scratch)) }
             host.store(scratch, toState: Int(i.pointee.reg))
         }
+    }
+
+    /// Whether each register of the address is one of the host's (or the page's address, or none).
+    func hasOnlyHomes(_ i: Insn) -> Bool {
+        func isHome(_ register: UInt8) -> Bool { register >= UInt8(MARTLET_ZERO_REGISTER * 8) || home(register) != nil }
+        return isHome(i.pointee.base) && isHome(i.pointee.index)
     }
 
     /// reg = operation(reg, rm): IMUL, BSF, CMOVcc, POPCNT.

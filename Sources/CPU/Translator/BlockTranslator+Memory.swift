@@ -41,6 +41,9 @@ extension BlockTranslator {
         var size: Int
         /// The guest address must be a multiple of the size (#GP).
         var isAligned = false
+
+        /// How far a group's distance is rotated before it is compared: bits that must be 0 become the highest.
+        var rotation = 0
     }
 
     /// The checked memory operand of an instruction. Flags that matter are kept in the state meanwhile.
@@ -48,6 +51,7 @@ extension BlockTranslator {
         if let base = Self.plainBase(i), let home = home(base) {
             return basedAccess(i, index, which: 0, home, Int(i.pointee.displacement), access)
         }
+        heldAddend = nil
         let keepsFlags = flagsLive[index]
         if keepsFlags { saveFlags() }
         let retry = beginCompare()
@@ -83,14 +87,16 @@ extension BlockTranslator {
         _ i: Insn, _ index: Int, which: Int, _ base: Int, _ displacement: Int, _ access: Access
     ) -> HostOperand {
         let operand = HostOperand.based(base, displacement)
-        if !access.isAligned, let number = plan.group(index, which) {
+        if let number = plan.group(index, which) {
             if let leader = plan.groups[number].record {
-                loadAddend(leader)
-                return operand
+                if heldAddend != leader { loadAddend(leader) }
+            } else {
+                compareGroup(i, index, number, base, displacement - plan.offset(index, which))
             }
-            compareGroup(i, index, number, base, displacement - plan.offset(index, which))
+            heldAddend = plan.groups[number].record
             return operand
         }
+        heldAddend = nil
         let keepsFlags = flagsLive[index]
         if keepsFlags, !access.isAligned, i.pointee.hops == 0, options.hasBMI2 {
             let flags = UInt8(MARTLET_SITE_ADDEND | MARTLET_SITE_FLAGS)
@@ -120,8 +126,10 @@ extension BlockTranslator {
         let group = plan.groups[number]
         let span = group.high - group.low
         let keepsFlags = flagsLive[index]
-        if keepsFlags, i.pointee.hops == 0, options.hasBMI2 {
-            let access = Access(kind: group.writes ? AccessKind.write : AccessKind.read, size: 1)
+        let access = Access(
+            kind: group.writes ? AccessKind.write : AccessKind.read, size: group.alignment,
+            rotation: group.alignment.trailingZeroBitCount)
+        if keepsFlags, i.pointee.hops == 0, options.hasBMI2, access.rotation == 0 {
             let flags = UInt8(MARTLET_SITE_GROUP | MARTLET_SITE_FLAGS)
             guard let record = siteRecord(i, access, flags: flags, limit: span) else { return }
             plan.groups[number].record = address(record)
@@ -132,7 +140,6 @@ extension BlockTranslator {
         let retry = beginCompare()
         host.lea(HostRegister.scratch2, base: base, displacement: origin + group.low)
         let flags = UInt8(MARTLET_SITE_GROUP) | (keepsFlags ? UInt8(MARTLET_SITE_FLAGS) : 0)
-        let access = Access(kind: group.writes ? AccessKind.write : AccessKind.read, size: 1)
         guard let record = siteRecord(i, access, flags: flags, limit: span) else { return }
         plan.groups[number].record = address(record)
         if i.pointee.hops != 0 {
@@ -237,7 +244,7 @@ extension BlockTranslator {
         let site = record.bindMemory(to: martlet_site.self, capacity: 1)
         site.pointee.tag = options.noPage
         site.pointee.insn = i
-        site.pointee.kind = access.kind | (access.isAligned ? 4 : 0)
+        site.pointee.kind = access.kind | (access.isAligned || access.rotation > 0 ? 4 : 0)
         site.pointee.size = UInt8(access.size)
         site.pointee.flags = flags | (i.pointee.hops != 0 ? UInt8(MARTLET_SITE_HOPS) : 0)
         site.pointee.limit = UInt16(Int(pageSize) - limit)
@@ -266,15 +273,25 @@ extension BlockTranslator {
             host.operation(0xF7, size: 8, reg: 0, distance)
             host.word32(~(Int(pageMask) & ~(access.size - 1)))
         } else {
+            if access.rotation > 0 { rotate(HostRegister.scratch2, right: access.rotation) }
             host.operation(0x81, size: 8, reg: 7, distance)
-            host.word32(Int(pageSize) - span)
+            host.word32((Int(pageSize) - span) >> access.rotation)
         }
         let branch = host.jump(access.isAligned ? HostCondition.notZero : HostCondition.above)
         site.pointee.retry = UnsafeMutableRawPointer(bitPattern: UInt(host.origin) + UInt(retry))
-        deferred.append(.site(record: address(site), branch: branch, isExclusive: access.isAligned, tag: tag))
+        deferred.append(
+            .site(
+                record: address(site), branch: branch, isExclusive: access.isAligned, rotation: access.rotation,
+                tag: tag))
     }
 
-    mutating func emitMiss(_ record: UInt64, isExclusive: Bool, tag: HostOperand) {
+    private mutating func rotate(_ register: Int, right count: Int) {
+        host.operation(0xC1, size: 8, reg: 1, .register(register))
+        host.byte(count)
+    }
+
+    mutating func emitMiss(_ record: UInt64, isExclusive: Bool, rotation: Int, tag: HostOperand) {
+        if rotation > 0 { rotate(HostRegister.scratch2, right: 64 - rotation) }
         // The guest address again.
         host.operation(isExclusive ? 0x33 : 0x03, size: 8, reg: HostRegister.scratch2, tag)
         host.move(HostRegister.scratch, HostRegister.scratch2)

@@ -71,7 +71,7 @@ extension BlockTranslator {
             isAligned: encoding.alignment > 1)
         let operand = operandAccess(i, index, access)
         if case .based(let base, let displacement) = operand {
-            host.lea(HostRegister.scratch, base: base, index: HostRegister.scratch, displacement: displacement)
+            return .sum(base: UInt8(base), index: UInt8(HostRegister.scratch), displacement: displacement)
         }
         return .pointer(UInt8(HostRegister.scratch))
     }
@@ -85,6 +85,7 @@ extension BlockTranslator {
         host.operation(0xF6, size: 1, reg: 0, .state(Int(MARTLET_VECTOR_LEVEL)))
         host.byte(level == 8 ? 8 : (level + 1) >> 1)
         let branch = host.jump(HostCondition.zero)
+        heldAddend = nil
         deferred.append(.loadVectors(insn: i, level: level, branch: branch, back: host.position))
         if keepsFlags { restoreFlags() }
         vectorLevel |= level

@@ -17,6 +17,8 @@ enum EncodedRM {
     case register(UInt8)
     /// [register], without displacement.
     case pointer(UInt8)
+    /// [base + index + displacement].
+    case sum(base: UInt8, index: UInt8, displacement: Int)
 }
 
 /// A vector, MMX or x87 instruction (or one of VEX encoding on general registers) for whoever emits it again: what it
@@ -215,13 +217,18 @@ struct VectorEncoding {
     private func number(_ rm: EncodedRM) -> UInt8 {
         switch rm {
         case .register(let number), .pointer(let number): number
+        case .sum(let base, _, _): base
         }
+    }
+
+    private func index(_ rm: EncodedRM) -> UInt8 {
+        if case .sum(_, let index, _) = rm { index } else { 0 }
     }
 
     private func emitLegacy<Sink: CodeSink>(to sink: inout Sink, reg: UInt8, rm: EncodedRM) {
         if insn.map != 0, insn.prefixes != 0 { sink.byte(Int(insn.prefixes)) }
         let wide = insn.map == 0 ? 0 : insn.rex & 8
-        let rex = wide | (reg & 8) >> 1 | (number(rm) & 8) >> 3
+        let rex = wide | (reg & 8) >> 1 | (index(rm) & 8) >> 2 | (number(rm) & 8) >> 3
         if rex != 0 { sink.byte(0x40 | Int(rex)) }
         if insn.map >= 1 { sink.byte(0x0F) }
         if insn.map == 2 { sink.byte(0x38) }
@@ -234,14 +241,14 @@ struct VectorEncoding {
         to sink: inout Sink, _ code: (map: UInt8, prefix: UInt8, opcode: UInt8), reg: UInt8, rm: EncodedRM, v: UInt8
     ) {
         let tail = (~Int(v) & 15) << 3 | Int(fields.length) << 2 | Self.pp(code.prefix)
-        let (r, b) = (Int(~reg & 8), Int(~number(rm) & 8))
-        if code.map == 1, insn.rex & 8 == 0, b != 0 {
+        let (r, x, b) = (Int(~reg & 8), Int(~index(rm) & 8), Int(~number(rm) & 8))
+        if code.map == 1, insn.rex & 8 == 0, x != 0, b != 0 {
             sink.byte(0xC5)
             sink.byte(r << 4 | tail)
             return
         }
         sink.byte(0xC4)
-        sink.byte(r << 4 | 0x40 | b << 2 | Int(code.map))
+        sink.byte(r << 4 | x << 3 | b << 2 | Int(code.map))
         sink.byte(Int(insn.rex & 8) << 4 | tail)
     }
 
@@ -249,8 +256,8 @@ struct VectorEncoding {
         to sink: inout Sink, _ code: (map: UInt8, prefix: UInt8, opcode: UInt8), reg: UInt8, rm: EncodedRM
     ) {
         let (inverted, other) = (Int(~reg), Int(~number(rm)))
-        // X extends a vector register in rm; an index it would extend is not there.
-        var x = 0x40
+        // X extends a vector register in rm, or the index.
+        var x = Int(~index(rm) & 8) << 3
         if case .register = rm, self.rm == .xmm { x = (other & 16) << 2 }
         sink.byte(0x62)
         sink.byte((inverted & 8) << 4 | x | (other & 8) << 2 | (inverted & 16) | Int(code.map))
@@ -270,6 +277,20 @@ struct VectorEncoding {
             sink.byte((low == 5 ? 0x40 : 0) | middle | low)
             if low == 4 { sink.byte(0x24) }
             if low == 5 { sink.byte(0) }
+        case .sum(let base, let index, let displacement):
+            emitSum(to: &sink, middle, base: Int(base & 7), index: Int(index & 7), displacement)
         }
+    }
+
+    /// A displacement of 8 bits counts in units of the operand's size in EVEX encoding (SDM vol. 2 §2.7.5): there it is 0.
+    private func emitSum<Sink: CodeSink>(
+        to sink: inout Sink, _ middle: Int, base: Int, index: Int, _ displacement: Int
+    ) {
+        let fitsByte = fields.encoding == .evex ? displacement == 0 : displacement >= -128 && displacement <= 127
+        let isNone = displacement == 0 && base != 5
+        sink.byte((isNone ? 0 : fitsByte ? 0x40 : 0x80) | middle | 4)
+        sink.byte(index << 3 | base)
+        if isNone { return }
+        for shift in 0..<(fitsByte ? 1 : 4) { sink.byte(displacement >> (shift * 8)) }
     }
 }
