@@ -23,16 +23,25 @@ public enum Stop: Sendable {
 public enum Execution: Sendable, Equatable {
     /// Every instruction by its handler.
     case interpreter
-    /// 64-bit blocks that were entered `threshold` times by translated code, the rest by the interpreter.
-    case translator(threshold: Int32)
+    /// Blocks that were entered `threshold` times by translated code, the rest by the interpreter. `exactFlags`: status
+    /// flags are kept over every address check, also where the guest overwrites them unread, so that they are right in
+    /// the frame of every fault and interrupt (docs/decisions/0009).
+    case translator(threshold: Int32, exactFlags: Bool = false)
     /// As `translator`, with the interpreter behind it on memory of its own, compared unit by unit (CPU/Lockstep).
-    case lockstep(threshold: Int32)
+    case lockstep(threshold: Int32, exactFlags: Bool = false)
 
     /// Entries before a block is translated. Nil: it never is.
     var threshold: Int32? {
         switch self {
         case .interpreter: nil
-        case .translator(let threshold), .lockstep(let threshold): threshold
+        case .translator(let threshold, _), .lockstep(let threshold, _): threshold
+        }
+    }
+
+    var exactFlags: Bool {
+        switch self {
+        case .interpreter: true
+        case .translator(_, let exact), .lockstep(_, let exact): exact
         }
     }
 }

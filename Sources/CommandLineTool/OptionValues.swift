@@ -16,7 +16,7 @@ enum AcceleratorOption {
 enum SoftwareEngineOption {
     static func parse(_ text: String) throws -> SoftwareEngine {
         guard let engine = SoftwareEngine(rawValue: text) else {
-            throw ValidationError("The software engine's ways are: interpreter, translator, lockstep.")
+            throw ValidationError("The software engine's ways are: interpreter, translator, exact, lockstep.")
         }
         return engine
     }

@@ -76,8 +76,8 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "How the software engine executes: translator (the default); interpreter, slower and simpler; or lockstep, both at once, which stops where they differ.",
-            valueName: "interpreter|translator|lockstep"),
+            "How the software engine executes: translator (the default); interpreter, slower and simpler; exact, a translator whose status flags are right in every fault's frame, for debuggers in the guest; or lockstep, translator and interpreter at once, which stops where they differ.",
+            valueName: "interpreter|translator|exact|lockstep"),
         transform: SoftwareEngineOption.parse)
     var engine: SoftwareEngine = .translator
 

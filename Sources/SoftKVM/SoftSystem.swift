@@ -6,8 +6,10 @@ public import Hypervisor
 public enum SoftwareEngine: String, CaseIterable, Sendable {
     /// Each instruction by itself: the reference.
     case interpreter
-    /// Hot 64-bit code as host code.
+    /// Hot code as host code.
     case translator
+    /// The same with the status flags exact in every frame of a fault or an interrupt, which costs time.
+    case exact
     /// Both at once on the same guest, compared: for finding faults in either.
     case lockstep
 
@@ -18,6 +20,7 @@ public enum SoftwareEngine: String, CaseIterable, Sendable {
         switch self {
         case .interpreter: .interpreter
         case .translator: .translator(threshold: Self.translationThreshold)
+        case .exact: .translator(threshold: Self.translationThreshold, exactFlags: true)
         case .lockstep: .lockstep(threshold: Self.translationThreshold)
         }
     }

@@ -71,7 +71,9 @@ final class TestMachine {
         ram = GuardedMemory(size: size)
         // The whole suite runs twice more (scripts/test): with every block translated at its first entry, and so in lockstep.
         if getenv("MARTLET_TEST_TRANSLATOR") != nil { processor.execution = .translator(threshold: 1) }
-        if getenv("MARTLET_TEST_LOCKSTEP") != nil, !isAlone { processor.execution = .lockstep(threshold: 1) }
+        if let mode = getenv("MARTLET_TEST_LOCKSTEP"), !isAlone {
+            processor.execution = .lockstep(threshold: 1, exactFlags: String(cString: mode) == "exact")
+        }
         processor.setSlots([slot])
     }
 

@@ -5,21 +5,44 @@ import Testing
 @testable import CPU
 
 /// Guests that work against whoever keeps what it has decoded and translated: they get slow, never wrong, and the
-/// process stays small.
+/// process stays small. Each has a process of its own, because memory is counted by process.
 @Suite(.serialized) struct HostileGuestTests {
+    @Test func codeThatRewritesItself() async {
+        await #expect(processExitsWith: .success) { HostileGuest.rewriteItself() }
+    }
+
+    @Test func codeThatIsRewrittenThroughAnAlias() async {
+        await #expect(processExitsWith: .success) { HostileGuest.rewriteThroughAnAlias() }
+    }
+
+    @Test func jumpsIntoTheMiddleOfInstructions() async {
+        await #expect(processExitsWith: .success) { HostileGuest.jumpIntoInstructions() }
+    }
+
+    @Test func onePageAtManyAddresses() async {
+        await #expect(processExitsWith: .success) { HostileGuest.mapOnePageOften() }
+    }
+
+    @Test func moreCodeThanTheCacheHolds() async {
+        await #expect(processExitsWith: .success) { HostileGuest.fillTheCache() }
+    }
+}
+
+private enum HostileGuest {
     private static let executions: [Execution] = [
         .interpreter, .translator(threshold: 1), .translator(threshold: 16), .lockstep(threshold: 1),
+        .lockstep(threshold: 1, exactFlags: true),
     ]
 
     /// 64 MiB: code cache and tables of two processors.
     private static let growthLimit = 64 << 8
 
     /// Runs from `start` to HLT on each way of executing and gives RAX to `look`.
-    private func check(
+    private static func check(
         size: Int = 1 << 20, start: UInt64 = Place.code, registers: [Int: UInt64] = [:],
         prepare: (TestMachine) -> Void, look: (TestMachine, UInt64) -> Void
     ) {
-        for execution in Self.executions {
+        for execution in executions {
             let machine = TestMachine(size: size)
             machine.processor.execution = execution
             machine.enterLong()
@@ -33,12 +56,12 @@ import Testing
             #expect(machine.runProcessor() == .halt, "\(execution)")
             look(machine, machine.state.register(0))
             #expect(machine.processor.checkLockstep())
-            #expect(residentPages() - resident < Self.growthLimit + size >> 11, "\(execution)")
+            #expect(residentPages() - resident < growthLimit + size >> 11, "\(execution)")
         }
     }
 
     /// Each pass increments the immediate of the next instruction: code on the page of its own store.
-    @Test func codeThatRewritesItself() {
+    static func rewriteItself() {
         let code: [UInt8] = [
             0xFE, 0x05, 1, 0, 0, 0,  // inc byte [the immediate below]
             0xB2, 0,  // mov dl, 0
@@ -53,7 +76,7 @@ import Testing
     }
 
     /// The same from another page, which the code is on as well: through another address.
-    @Test func codeThatIsRewrittenThroughAnAlias() {
+    static func rewriteThroughAnAlias() {
         // inc byte [rbx]; call rsi; dec ecx; jnz; hlt. The callee: add rax, imm8; ret.
         let code: [UInt8] = [0xFE, 0x03, 0xFF, 0xD6, 0xFF, 0xC9, 0x75, 0xF8, 0xF4]
         let callee: [UInt8] = [0x48, 0x83, 0xC0, 0, 0xC3]
@@ -71,7 +94,7 @@ import Testing
     }
 
     /// A page whose bytes are instructions from each of their offsets: all are entered, over and over.
-    @Test func jumpsIntoTheMiddleOfInstructions() {
+    static func jumpIntoInstructions() {
         // add eax, 0xC0FEC0FE has INC AL at two of its offsets; each of them goes on to the next ADD.
         let unit: [UInt8] = [0x05, 0xFE, 0xC0, 0xFE, 0xC0]
         let count = 100
@@ -111,7 +134,7 @@ import Testing
     }
 
     /// One page of code at 2¹⁸ addresses: 512 tables of 512 entries, all of them the same table.
-    @Test func onePageAtManyAddresses() {
+    static func mapOnePageOften() {
         // call rbx; add rbx, 0x1000; dec ecx; jnz; hlt. The callee: lea rdx, [rip - 7]; add rax, rdx; ret.
         let code: [UInt8] = [0xFF, 0xD3, 0x48, 0x81, 0xC3, 0, 0x10, 0, 0, 0xFF, 0xC9, 0x75, 0xF3, 0xF4]
         let callee: [UInt8] = [0x48, 0x8D, 0x15, 0xF9, 0xFF, 0xFF, 0xFF, 0x48, 0x01, 0xD0, 0xC3]
@@ -135,7 +158,7 @@ import Testing
     }
 
     /// More code than there is room for, passed through a few times.
-    @Test func moreCodeThanTheCacheHolds() {
+    static func fillTheCache() {
         let size = 3 << 20
         let first: UInt64 = 1 << 20
         // A block of 16 bytes: add rax, imm32; xor rax, imm8; jmp to the next, twelve bytes and padding.

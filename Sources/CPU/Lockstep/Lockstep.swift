@@ -242,7 +242,8 @@ final class Lockstep {
     /// Translated code may hold other status flags than the guest where the guest overwrites them before it reads them.
     /// The shadow takes those, so that what a fault or an interrupt pushes is the same in both (docs/quirks.md).
     private func tolerateDeadFlags(_ s: State, _ t: State) {
-        guard (s.pointee.status ^ t.pointee.status) & ArchitecturalState.statusMask != 0,
+        guard !primary.execution.exactFlags,
+            (s.pointee.status ^ t.pointee.status) & ArchitecturalState.statusMask != 0,
             s.pointee.rip == t.pointee.rip, follower.statusIsDead(shadow)
         else { return }
         toleratedFlags &+= 1

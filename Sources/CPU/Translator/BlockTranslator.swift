@@ -15,6 +15,8 @@ struct BlockTranslator {
     var flagsLive: [Bool] = []
     /// The guest's vector registers are in the host's, at least as far as these levels say (CHost/translated.S).
     var vectorLevel = 0
+    /// The record whose addend is in `scratch`.
+    var heldAddend: UInt64?
     /// Code behind the block: what is seldom run.
     var deferred: [Deferred] = []
     /// No record was left.
@@ -25,6 +27,8 @@ struct BlockTranslator {
         var isUser: Bool
         /// Keep `instruction_count` exact.
         var counts: Bool
+        /// Flags count as read by every instruction.
+        var exactFlags: Bool
         /// One compare for all accesses of a block to one place of the stack or by one register.
         var groupsAccesses: Bool
         /// The host has SHRX.
@@ -36,8 +40,9 @@ struct BlockTranslator {
     }
 
     enum Deferred {
-        /// Behind a failed compare: the site, where the jump to here is, whether the compare was one of XOR.
-        case site(record: UInt64, branch: Int, isExclusive: Bool, tag: HostOperand)
+        /// Behind a failed compare: the site, where the jump to here is, whether the compare was one of XOR, and how far
+        /// the distance was rotated.
+        case site(record: UInt64, branch: Int, isExclusive: Bool, rotation: Int, tag: HostOperand)
         /// The same for a compare that left the flags alone.
         case siteWithFlags(
             site: UnsafeMutablePointer<martlet_site>, branch: Int, base: Int, displacement: Int, retry: Int, after: Int)
@@ -69,7 +74,9 @@ struct BlockTranslator {
         for index in 0..<count {
             let i = first + index
             let mnemonic = Mnemonic(rawValue: i.pointee.mnemonic) ?? .invalid
+            if !leavesScratch(i, mnemonic) { heldAddend = nil }
             if !(Self.isNative(i, mnemonic) && lower(i, mnemonic, index)) { callInterpreter(i) }
+            if !leavesScratch(i, mnemonic) { heldAddend = nil }
         }
         fallThrough()
         var next = 0
@@ -87,7 +94,7 @@ struct BlockTranslator {
             let i = first + index
             let mnemonic = Mnemonic(rawValue: i.pointee.mnemonic) ?? .invalid
             let use = FlagUse(i, mnemonic, isNative: Self.isNative(i, mnemonic))
-            flagsLive[index] = use.reads || (flagsLive[index + 1] && !use.kills)
+            flagsLive[index] = options.exactFlags || use.reads || (flagsLive[index + 1] && !use.kills)
         }
     }
 
@@ -119,6 +126,20 @@ struct BlockTranslator {
     /// Stores a scratch register back when it stood for a guest register in memory.
     mutating func keep(_ register: Int, _ offset: UInt8) {
         if home(offset) == nil { host.store(register, toState: Int(offset)) }
+    }
+
+    /// Whether `scratch` is behind an instruction what it was before it, or what the last data access put there.
+    private func leavesScratch(_ i: Insn, _ mnemonic: Mnemonic) -> Bool {
+        guard home(i.pointee.reg) != nil, home(i.pointee.rm) != nil else { return false }
+        switch mnemonic {
+        case .mov, .movImmediate, .add, .or, .adc, .sbb, .and, .sub, .xor, .cmp, .test, .inc, .dec, .neg, .not,
+            .movzxByte, .movzxWord, .movsxByte, .movsxWord, .movsxd, .shl, .sal, .shr, .sar, .imul2, .imul3, .cmov,
+            .push, .pushImmediate, .pop, .nop:
+            return true
+        case .lea: return i.pointee.size == 8 && hasOnlyHomes(i)
+        case .vector: return Self.nativeVector(i).map { $0.unit != .x87 } ?? false
+        default: return false
+        }
     }
 
     /// AH, CH, DH or BH as an operand. What stands for a register number may also extend the opcode or mean nothing.
@@ -181,14 +202,15 @@ struct BlockTranslator {
         host.moveImmediate64(HostRegister.scratch2, address(i))
         host.callThroughState(Int(MARTLET_CALL_INTERPRETER))
         vectorLevel = 0
+        heldAddend = nil
     }
 
     private mutating func emit(_ code: Deferred) {
         switch code {
         case .attention(let i, let place, let offset): emitAttention(i, place, offset)
-        case .site(let record, let branch, let isExclusive, let tag):
+        case .site(let record, let branch, let isExclusive, let rotation, let tag):
             host.patch32(at: branch, to: host.position)
-            emitMiss(record, isExclusive: isExclusive, tag: tag)
+            emitMiss(record, isExclusive: isExclusive, rotation: rotation, tag: tag)
         case .siteWithFlags(let site, let branch, let base, let displacement, let retry, let after):
             host.patch32(at: branch, to: host.position)
             emitMissWithFlags(site, base, displacement, retry: retry, after: after)

@@ -34,6 +34,7 @@ extension Processor {
         }
         let options = BlockTranslator.Options(
             isUser: state.pointee.cpl == 3, counts: state.pointee.counts_instructions != 0,
+            exactFlags: execution.exactFlags,
             groupsAccesses: groupsAccesses, hasBMI2: hostHasBMI2, noPage: state.pointee.no_page,
             readsFlags: { [self] in readsFlags(atPageOffset: $0) })
         var block = BlockTranslator(host: host, arena: arena, first: first, count: count, options: options)
@@ -68,7 +69,9 @@ extension Processor {
     /// Whether the decoded code at an offset of the current page may read the flags it is entered with. It goes with the
     /// page, as does what relies on the answer.
     private func readsFlags(atPageOffset offset: Int) -> Bool {
-        guard offset >= 0, offset < Int(pageSize), var i = decodedBlock(atPageOffset: offset) else { return true }
+        guard !execution.exactFlags, offset >= 0, offset < Int(pageSize),
+            var i = decodedBlock(atPageOffset: offset)
+        else { return true }
         for _ in 0..<16 {
             let mnemonic = Mnemonic(rawValue: i.pointee.mnemonic) ?? .invalid
             let use = FlagUse(i, mnemonic, isNative: BlockTranslator.isNative(i, mnemonic))
