@@ -129,26 +129,35 @@ martlet_site_missed:
     subq %rdx, %rcx
     movq %rcx, SITE_TAG(%r14)
     shrq $12, %rcx
+    movl %ecx, %edx                     // the page's number
     andl $4095, %ecx
     testb $1, %al
     jnz 1f
     btsl %ecx, MARTLET_SITE_PAGES(%r15)
     testb $1, SITE_FLAGS(%r14)
-    jnz 2f
+    jnz 18f
     orb $1, SITE_FLAGS(%r14)
     movl MARTLET_LOCAL_SITE_COUNT(%r15), %ecx
-    movq MARTLET_LOCAL_SITES(%r15), %rdx
+    movl %ecx, SITE_LOCAL_INDEX(%r14)
+    movq MARTLET_LOCAL_SITES(%r15), %rax
     incl MARTLET_LOCAL_SITE_COUNT(%r15)
-    movq %r14, (%rdx, %rcx, 8)
+    movq %r14, (%rax, %rcx, 8)
+18: movl SITE_LOCAL_INDEX(%r14), %ecx
+    movq MARTLET_LOCAL_SITE_NUMBERS(%r15), %rax
+    movl %edx, (%rax, %rcx, 4)
     jmp 2f
 1:  btsl %ecx, MARTLET_SITE_PAGES + 512(%r15)
     testb $16, SITE_FLAGS(%r14)
-    jnz 2f
+    jnz 19f
     orb $16, SITE_FLAGS(%r14)
     movl MARTLET_GLOBAL_SITE_COUNT(%r15), %ecx
-    movq MARTLET_GLOBAL_SITES(%r15), %rdx
+    movl %ecx, SITE_GLOBAL_INDEX(%r14)
+    movq MARTLET_GLOBAL_SITES(%r15), %rax
     incl MARTLET_GLOBAL_SITE_COUNT(%r15)
-    movq %r14, (%rdx, %rcx, 8)
+    movq %r14, (%rax, %rcx, 8)
+19: movl SITE_GLOBAL_INDEX(%r14), %ecx
+    movq MARTLET_GLOBAL_SITE_NUMBERS(%r15), %rax
+    movl %edx, (%rax, %rcx, 4)
 2:  incb SITE_MISSES(%r14)
     jz 15f
 16: movq 16(%r15), %rdx

@@ -86,6 +86,10 @@ public final class Processor {
         siteLists = Self.allocateSiteLists()
         state.pointee.local_sites = siteLists
         state.pointee.global_sites = siteLists + CodeArena.recordCapacity
+        let numbers = UnsafeMutableRawPointer(siteLists + 2 * CodeArena.recordCapacity)
+            .bindMemory(to: UInt32.self, capacity: 2 * CodeArena.recordCapacity)
+        state.pointee.local_site_numbers = numbers
+        state.pointee.global_site_numbers = numbers + CodeArena.recordCapacity
         state.pointee.owner = Unmanaged.passUnretained(self).toOpaque()
         state.pointee.apic_base = 0xFEE0_0900
         state.pointee.physical_address_mask = 0xFF_FFFF_FFFF
@@ -97,24 +101,26 @@ public final class Processor {
 
     deinit {
         releasePageCode()
-        munmap(siteLists, 2 * CodeArena.recordCapacity * MemoryLayout<UnsafeMutableRawPointer?>.stride)
+        munmap(siteLists, Self.siteListsSize)
         munmap(state, MemoryLayout<martlet_cpu>.stride)
     }
 
-    /// Two lists that each have room for every site; touched as far as they are used.
+    /// Two lists that each have room for every site, and the page numbers beside them; touched as far as they are used.
+    private static let siteListsSize =
+        2 * CodeArena.recordCapacity * (MemoryLayout<UnsafeMutableRawPointer?>.stride + MemoryLayout<UInt32>.stride)
+
     private static func allocateSiteLists() -> UnsafeMutablePointer<UnsafeMutableRawPointer?> {
-        let count = 2 * CodeArena.recordCapacity
-        let size = count * MemoryLayout<UnsafeMutableRawPointer?>.stride
-        let memory = mmap(nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        let memory = mmap(
+            nil, siteListsSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
         precondition(memory != MAP_FAILED, "no address space for the lists of sites")
-        return memory!.bindMemory(to: UnsafeMutableRawPointer?.self, capacity: count)
+        return memory!.bindMemory(to: UnsafeMutableRawPointer?.self, capacity: 2 * CodeArena.recordCapacity)
     }
 
     /// Bytes of memory that the state, the lists of sites and the map of code pages take now.
     var residentTables: Int {
-        let lists = 2 * CodeArena.recordCapacity * MemoryLayout<UnsafeMutableRawPointer?>.stride
         let pages = max(1, pageCodeCount) * MemoryLayout<martlet_page_code>.stride
-        return host_resident_size(state, MemoryLayout<martlet_cpu>.stride) + host_resident_size(siteLists, lists)
+        return host_resident_size(state, MemoryLayout<martlet_cpu>.stride)
+            + host_resident_size(siteLists, Self.siteListsSize)
             + (state.pointee.page_code.map { host_resident_size($0, pages) } ?? 0)
     }
 

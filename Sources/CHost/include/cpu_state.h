@@ -123,8 +123,10 @@ typedef struct martlet_site {
     uint8_t misses;  // counts and wraps
     uint8_t may_hop; // 1: takes its addend from the TLB each time once it misses often
     uint32_t wrapped; // time stamp of the last wrap of `misses`, low half
-    uint32_t reserved;
+    uint32_t local_index; // in the lists of sites
     void *_Nullable alternative; // of a site for several accesses: the same code with a compare for each
+    uint32_t global_index;
+    uint32_t reserved;
 } martlet_site;
 
 enum {
@@ -144,7 +146,7 @@ typedef struct martlet_target {
     uint64_t page_rip;
     uint64_t rip;
     struct martlet_insn *_Nullable insn;
-    uint64_t reserved;
+    uint64_t reserved[2];
 } martlet_target;
 
 // The same for branches that change their target: found by the target's low 16 bits.
@@ -445,6 +447,10 @@ typedef struct martlet_cpu {
     uint64_t supported_cr4;           // by CPUID
     // REP MOVS and REP STOS of 1, 2, 4 and 8 bytes, each without and with the flags kept, for the instruction in r14.
     void *_Nullable string_operations[16];
+    // Beside the lists of sites: the number of the page that each was last given, low half. A site that has a page of the
+    // other kind now is still listed with its old one.
+    uint32_t *_Nullable local_site_numbers;
+    uint32_t *_Nullable global_site_numbers;
     martlet_counters counters;
     uint32_t activity;                // MARTLET_AT_*; read by a signal handler of this thread
     martlet_trace trace;
@@ -539,5 +545,8 @@ static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_large_re
 static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_fetched(martlet_address_space *_Nonnull space) { return space->fetched; }
 static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_upper_fetched(martlet_cpu *_Nonnull cpu) { return cpu->upper_fetched; }
 static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_exception_counts(martlet_cpu *_Nonnull cpu) { return cpu->counters.exceptions; }
+
+// The first index from `from` on below `count` at which `number` stands; `count` when there is none. CHost/cpu_sites.c.
+uint32_t martlet_next_number(const uint32_t *_Nonnull numbers, uint32_t from, uint32_t count, uint32_t number);
 
 #endif

@@ -58,6 +58,8 @@
 #define MARTLET_BRANCH_TARGET 21712
 #define MARTLET_JUMPS 21720
 #define MARTLET_STRING_OPERATIONS 2256808
+#define MARTLET_LOCAL_SITE_NUMBERS 2256936
+#define MARTLET_GLOBAL_SITE_NUMBERS 2256944
 #define MARTLET_JUMP_SALT 2252656
 
 #define MARTLET_INSN_SIZE 80
@@ -79,7 +81,9 @@
 #define SITE_MAY_HOP 39
 #define SITE_WRAPPED 40
 #define SITE_ALTERNATIVE 48
-#define SITE_RECORD 56
+#define SITE_LOCAL_INDEX 44
+#define SITE_GLOBAL_INDEX 56
+#define SITE_RECORD 64
 
 // struct martlet_target
 #define TARGET_NEGATIVE_RIP 0
@@ -168,6 +172,10 @@ _Static_assert(offsetof(martlet_site, alternative) == SITE_ALTERNATIVE, "offset"
 _Static_assert(offsetof(martlet_site, misses) == SITE_MISSES, "offset");
 _Static_assert(offsetof(martlet_site, may_hop) == SITE_MAY_HOP, "offset");
 _Static_assert(offsetof(martlet_site, wrapped) == SITE_WRAPPED, "offset");
+_Static_assert(offsetof(martlet_site, local_index) == SITE_LOCAL_INDEX, "offset");
+_Static_assert(offsetof(martlet_site, global_index) == SITE_GLOBAL_INDEX, "offset");
+_Static_assert(offsetof(martlet_cpu, local_site_numbers) == MARTLET_LOCAL_SITE_NUMBERS, "offset");
+_Static_assert(offsetof(martlet_cpu, global_site_numbers) == MARTLET_GLOBAL_SITE_NUMBERS, "offset");
 _Static_assert(sizeof(martlet_site) == SITE_RECORD && sizeof(martlet_target) == SITE_RECORD, "size");
 _Static_assert(offsetof(martlet_target, negative_rip) == TARGET_NEGATIVE_RIP, "offset");
 _Static_assert(offsetof(martlet_target, negative_key) == TARGET_NEGATIVE_KEY, "offset");

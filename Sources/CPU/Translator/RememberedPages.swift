@@ -31,19 +31,24 @@ private func forget(_ s: State, _ list: SiteList?, _ count: Int, _ isListed: UIn
     let number = Int(truncatingIfNeeded: (page >> 12) & 0xFFF)
     let bit: UInt64 = 1 &<< UInt64(number & 63)
     if martlet_site_pages(s, 0)[number >> 6] & bit != 0 {
-        forget(s, s.pointee.local_sites, Int(s.pointee.local_site_count), page: page)
+        forget(s, s.pointee.local_sites, s.pointee.local_site_numbers, s.pointee.local_site_count, page)
     }
     if martlet_site_pages(s, 1)[number >> 6] & bit != 0 {
-        forget(s, s.pointee.global_sites, Int(s.pointee.global_site_count), page: page)
+        forget(s, s.pointee.global_sites, s.pointee.global_site_numbers, s.pointee.global_site_count, page)
     }
 }
 
-@inline(never) private func forget(_ s: State, _ list: SiteList?, _ count: Int, page: UInt64) {
-    guard let list else { return }
-    let noPage = s.pointee.no_page
-    for index in 0..<count {
-        guard let site = list[index]?.assumingMemoryBound(to: martlet_site.self) else { continue }
-        if site.pointee.tag == page { site.pointee.tag = noPage }
+@inline(never) private func forget(
+    _ s: State, _ list: SiteList?, _ numbers: UnsafeMutablePointer<UInt32>?, _ count: UInt32, _ page: UInt64
+) {
+    guard let list, let numbers else { return }
+    let number = UInt32(truncatingIfNeeded: page >> 12)
+    var index = martlet_next_number(numbers, 0, count, number)
+    while index < count {
+        if let site = list[Int(index)]?.assumingMemoryBound(to: martlet_site.self), site.pointee.tag == page {
+            site.pointee.tag = s.pointee.no_page
+        }
+        index = martlet_next_number(numbers, index + 1, count, number)
     }
 }
 
