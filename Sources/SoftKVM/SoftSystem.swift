@@ -6,7 +6,7 @@ public import Hypervisor
 public enum SoftwareEngine: String, CaseIterable, Sendable {
     /// Each instruction by itself: the reference.
     case interpreter
-    /// Hot 64-bit code as host code.
+    /// Hot 64-bit code, and 32-bit code with flat segments, as host code.
     case translator
     /// Both at once on the same guest, compared: for finding faults in either.
     case lockstep

@@ -16,6 +16,7 @@
 #define MARTLET_XCR0 2368
 #define MARTLET_VECTOR_LEVEL 2376
 #define MARTLET_VECTOR_UNITS 2392
+#define MARTLET_SEGMENT_END 2400
 #define MARTLET_FX 2624
 #define MARTLET_FX_HEADER 3136
 #define MARTLET_X87_OPCODE 3200
@@ -108,6 +109,7 @@ _Static_assert(offsetof(martlet_cpu, opmask) == MARTLET_OPMASK, "offset");
 _Static_assert(offsetof(martlet_cpu, xcr0) == MARTLET_XCR0, "offset");
 _Static_assert(offsetof(martlet_cpu, vector_level) == MARTLET_VECTOR_LEVEL, "offset");
 _Static_assert(offsetof(martlet_cpu, vector_units) == MARTLET_VECTOR_UNITS, "offset");
+_Static_assert(offsetof(martlet_cpu, segment_end) == MARTLET_SEGMENT_END, "offset");
 _Static_assert(offsetof(martlet_cpu, fx) == MARTLET_FX, "offset");
 _Static_assert(offsetof(martlet_cpu, fx[24]) == MARTLET_MXCSR, "offset");
 _Static_assert(offsetof(martlet_cpu, fx_header) == MARTLET_FX_HEADER, "offset");

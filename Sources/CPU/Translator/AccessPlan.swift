@@ -9,6 +9,8 @@ struct AccessPlan {
         var high: Int
         var writes: Bool
         var members: Int
+        /// How far the stack pointer had moved when the first one came.
+        var stackOffset: Int
         /// The leader's site, once it is emitted.
         var record: UInt64?
     }
@@ -52,18 +54,20 @@ struct AccessPlan {
             closeAll()
             return
         }
+        let slot = BlockTranslator.slotSize(i)
         noteOperand(i, mnemonic, index)
         switch mnemonic {
         case .push, .pushImmediate, .call:
-            join(index, 0, 4, stackOffset - 8, 8, writes: true)
-            stackOffset -= 8
-        case .callIndirect: join(index, 1, 4, stackOffset - 8, 8, writes: true)
-        case .pop, .ret:
-            join(index, 0, 4, stackOffset, 8, writes: false)
-            stackOffset += 8
+            let isMemory = mnemonic == .push && BlockTranslator.isMemory(i)
+            join(index, isMemory ? 1 : 0, 4, stackOffset - slot, slot, writes: true)
+            stackOffset -= slot
+        case .callIndirect: join(index, 1, 4, stackOffset - slot, slot, writes: true)
+        case .pop, .ret, .retImmediate:
+            join(index, 0, 4, stackOffset, slot, writes: false)
+            stackOffset += slot
             if mnemonic == .pop { close(Int(i.pointee.rm >> 3)) }
         case .leave:
-            join(index, 0, 5, 0, 8, writes: false)
+            join(index, 0, 5, 0, slot, writes: false)
             close(4)
             close(5)
         default: noteWrites(i, mnemonic)
@@ -97,7 +101,7 @@ struct AccessPlan {
     private static func writes(_ i: Insn, _ mnemonic: Mnemonic) -> Bool {
         switch mnemonic {
         case .cmp, .test, .movzxByte, .movzxWord, .movsxByte, .movsxWord, .movsxd, .imul2, .imul3, .mul, .imul1, .cmov,
-            .popcnt, .bsf, .bsr, .tzcnt, .lzcnt, .bt, .div, .idiv, .jmpIndirect, .callIndirect:
+            .popcnt, .bsf, .bsr, .tzcnt, .lzcnt, .bt, .div, .idiv, .jmpIndirect, .callIndirect, .push:
             false
         case .mov, .add, .or, .adc, .sbb, .and, .sub, .xor: i.pointee.operation != Form.ge.rawValue
         default: true
@@ -106,8 +110,13 @@ struct AccessPlan {
 
     private mutating func join(_ index: Int, _ which: Int, _ register: Int, _ offset: Int, _ size: Int, writes: Bool) {
         if let number = open[register] {
-            let low = min(groups[number].low, offset)
-            let high = max(groups[number].high, offset + size)
+            var low = min(groups[number].low, offset)
+            var high = max(groups[number].high, offset + size)
+            // A stack pointer that moved may have wrapped at 4 GiB, unless it too is inside the page that is compared with.
+            if register == 4, stackOffset != groups[number].stackOffset {
+                low = min(low, stackOffset)
+                high = max(high, stackOffset + 1)
+            }
             if high - low <= Self.longestSpan {
                 groups[number].low = low
                 groups[number].high = high
@@ -119,7 +128,10 @@ struct AccessPlan {
         }
         open[register] = groups.count
         members[index * 2 + which] = Member(group: groups.count, offset: offset)
-        groups.append(Group(low: offset, high: offset + size, writes: writes, members: 1, record: nil))
+        groups.append(
+            Group(
+                low: offset, high: offset + size, writes: writes, members: 1,
+                stackOffset: register == 4 ? stackOffset : 0, record: nil))
     }
 
     /// The register gets another value.
@@ -161,7 +173,7 @@ struct AccessPlan {
 
     /// Adds an immediate to RSP or subtracts one.
     private static func movesStack(_ i: Insn) -> Bool {
-        i.pointee.rm == 4 * 8 && !BlockTranslator.isMemory(i) && i.pointee.size == 8
+        i.pointee.rm == 4 * 8 && !BlockTranslator.isMemory(i) && Int(i.pointee.size) == BlockTranslator.slotSize(i)
             && i.pointee.operation != Form.eg.rawValue && i.pointee.operation != Form.ge.rawValue
     }
 }
