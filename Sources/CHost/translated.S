@@ -108,7 +108,12 @@ martlet_site_missed:
     jnz 3f
 0:  testb $32, SITE_FLAGS(%r14)
     jnz 3f
+    testb $64, SITE_FLAGS(%r14)         // 32-bit code: no line from 4 GiB on is its
+    jz 18f
     movq %r13, %rax
+    shrq $32, %rax
+    jnz 3f
+18: movq %r13, %rax
     shrq $7, %rax
     andl $((4096 - 1) << 5), %eax
     addq MARTLET_TLB(%r15), %rax
@@ -318,7 +323,9 @@ martlet_call_interpreter:
 
 // REP MOVS and REP STOS, for the instruction in r14: upwards, not single-stepped, inside one page at each end, by two
 // looks into the TLB and the host's own instruction. The interpreter has all else. `flags`: they can be read behind it.
-.macro REP_BEGIN shift, flags
+// `flat32`: of 32-bit code. Offsets that are none (left from 64-bit code) are the interpreter's; those behind the last
+// element wrap at 4 GiB.
+.macro REP_BEGIN shift, flags, flat32
     movq %rax, 0(%r15)
     .if \flags
     SAVE_FLAGS
@@ -330,6 +337,11 @@ martlet_call_interpreter:
     ja 9f
     testq %rcx, %rcx
     jz 8f
+    .if \flat32
+    movq %rdi, %rdx
+    shrq $32, %rdx
+    jnz 9f
+    .endif
     movl %ecx, %edx
     .if \shift
     shll $\shift, %edx
@@ -361,15 +373,29 @@ martlet_call_interpreter:
     jmp martlet_call_interpreter
 .endm
 
-.macro REP_MOVS name, insn, shift, flags
+// Moves a pointer by rdx.
+.macro REP_ADVANCE register, low, flat32
+    .if \flat32
+    addl %edx, \low
+    .else
+    addq %rdx, \register
+    .endif
+.endm
+
+.macro REP_MOVS name, insn, shift, flags, flat32
     .type \name, @function
     .balign 16
 \name:
-    REP_BEGIN \shift, \flags
+    REP_BEGIN \shift, \flags, \flat32
     movq 16(%r13), %rax
     addq %rdi, %rax
     movq %rax, MARTLET_ACCESS_ADDRESS(%r15)
     movq %rsi, %rax
+    .if \flat32
+    shrq $32, %rax
+    jnz 9f
+    movl %esi, %eax
+    .endif
     shrq $7, %rax
     andl $((4096 - 1) << 5), %eax
     addq MARTLET_TLB(%r15), %rax
@@ -387,18 +413,18 @@ martlet_call_interpreter:
     negl %edx
     addl $4096, %edx
     movq 48(%r15), %rsi
-    addq %rdx, %rsi
+    REP_ADVANCE %rsi, %esi, \flat32
     movq 56(%r15), %rdi
-    addq %rdx, %rdi
+    REP_ADVANCE %rdi, %edi, \flat32
     REP_END \flags
     .size \name, . - \name
 .endm
 
-.macro REP_STOS name, insn, shift, flags
+.macro REP_STOS name, insn, shift, flags, flat32
     .type \name, @function
     .balign 16
 \name:
-    REP_BEGIN \shift, \flags
+    REP_BEGIN \shift, \flags, \flat32
     movq 16(%r13), %rax
     addq %rdi, %rax
     movq %rdi, 56(%r15)
@@ -408,20 +434,26 @@ martlet_call_interpreter:
     negl %edx
     addl $4096, %edx
     movq 56(%r15), %rdi
-    addq %rdx, %rdi
+    REP_ADVANCE %rdi, %edi, \flat32
     REP_END \flags
     .size \name, . - \name
 .endm
 
     .irp flags, 0, 1
-    REP_MOVS martlet_rep_movsb\flags, movsb, 0, \flags
-    REP_MOVS martlet_rep_movsw\flags, movsw, 1, \flags
-    REP_MOVS martlet_rep_movsl\flags, movsl, 2, \flags
-    REP_MOVS martlet_rep_movsq\flags, movsq, 3, \flags
-    REP_STOS martlet_rep_stosb\flags, stosb, 0, \flags
-    REP_STOS martlet_rep_stosw\flags, stosw, 1, \flags
-    REP_STOS martlet_rep_stosl\flags, stosl, 2, \flags
-    REP_STOS martlet_rep_stosq\flags, stosq, 3, \flags
+    REP_MOVS martlet_rep_movsb\flags, movsb, 0, \flags, 0
+    REP_MOVS martlet_rep_movsw\flags, movsw, 1, \flags, 0
+    REP_MOVS martlet_rep_movsl\flags, movsl, 2, \flags, 0
+    REP_MOVS martlet_rep_movsq\flags, movsq, 3, \flags, 0
+    REP_STOS martlet_rep_stosb\flags, stosb, 0, \flags, 0
+    REP_STOS martlet_rep_stosw\flags, stosw, 1, \flags, 0
+    REP_STOS martlet_rep_stosl\flags, stosl, 2, \flags, 0
+    REP_STOS martlet_rep_stosq\flags, stosq, 3, \flags, 0
+    REP_MOVS martlet_rep_flat_movsb\flags, movsb, 0, \flags, 1
+    REP_MOVS martlet_rep_flat_movsw\flags, movsw, 1, \flags, 1
+    REP_MOVS martlet_rep_flat_movsl\flags, movsl, 2, \flags, 1
+    REP_STOS martlet_rep_flat_stosb\flags, stosb, 0, \flags, 1
+    REP_STOS martlet_rep_flat_stosw\flags, stosw, 1, \flags, 1
+    REP_STOS martlet_rep_flat_stosl\flags, stosl, 2, \flags, 1
     .endr
 
 // Goes on at the guest address in r13; r14 has the branch's target record, which learns the way. First by the targets
@@ -781,11 +813,19 @@ martlet_install_exits:
     leaq martlet_load_vectors(%rip), %rax
     movq %rax, MARTLET_LOAD_VECTORS(%rdi)
     stmxcsr MARTLET_HOST_MXCSR(%rdi)
+    // Sixteen bytes for each; 32-bit code has no quads.
     .set place, MARTLET_STRING_OPERATIONS
     .irp name, movsb, movsw, movsl, movsq, stosb, stosw, stosl, stosq
     leaq martlet_rep_\name\()0(%rip), %rax
     movq %rax, place(%rdi)
     leaq martlet_rep_\name\()1(%rip), %rax
+    movq %rax, place + 8(%rdi)
+    .set place, place + 16
+    .endr
+    .irp name, movsb, movsw, movsl, movsl, stosb, stosw, stosl, stosl
+    leaq martlet_rep_flat_\name\()0(%rip), %rax
+    movq %rax, place(%rdi)
+    leaq martlet_rep_flat_\name\()1(%rip), %rax
     movq %rax, place + 8(%rdi)
     .set place, place + 16
     .endr

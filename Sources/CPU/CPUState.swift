@@ -133,6 +133,8 @@ enum CodeMode {
     static let bits16: UInt8 = 0
     static let bits32: UInt8 = 1
     static let bits64: UInt8 = 2
+    /// In keys of code only: 32-bit code with flat segments (`is_flat32`).
+    static let flat32: UInt8 = 3
 }
 
 /// Bits of `martlet_insn.flags`.
@@ -179,6 +181,9 @@ extension UnsafeMutablePointer<martlet_cpu> {
     var mmioFragments: UnsafeMutablePointer<martlet_mmio_fragment> { martlet_mmio(self) }
     @inline(__always) var bounceBuffer: UnsafeMutableRawPointer { UnsafeMutableRawPointer(martlet_bounce(self)) }
     @inline(__always) var jumpTable: UnsafeMutablePointer<martlet_jump_entry> { martlet_jumps(self) }
+
+    /// The code size, and whether segments matter: what decoded code is found by.
+    @inline(__always) var codeMode: UInt8 { pointee.is_flat32 != 0 ? CodeMode.flat32 : pointee.mode }
 
     var isLongMode: Bool { pointee.efer & Control.longModeActive != 0 }
     var isProtected: Bool { pointee.cr0 & Control.protectionEnable != 0 }

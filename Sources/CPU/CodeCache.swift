@@ -10,7 +10,7 @@ final class CodeCache {
     private static let hashSize = 32_768
 
     struct Block {
-        /// Guest-physical address of the first instruction << 3 | privilege << 2 | code size; all ones when dropped.
+        /// Guest-physical address of the first instruction << 3 | privilege << 2 | code size (`CodeMode`); all ones when dropped.
         var key: UInt64
         var first: UInt32
         var count: UInt32

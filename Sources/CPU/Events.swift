@@ -378,8 +378,9 @@ private func iretProtected(_ s: State, _ i: Insn) -> Bool {
         checkReturnTarget(s, code, rip)
     else { return false }
     setReturnFlags(s, flags, size: size)
+    // The stack first: there is one change of segments, not one to what nobody runs with.
+    s.segment(SegmentRegister.ss).pointee = stackSegment
     setCodeSegment(s, code.segment(selector), cpl: requested)
-    setSegment(s, SegmentRegister.ss, stackSegment)
     s.pointee.rip = rip
     if size == 2, s.pointee.mode != CodeMode.bits64 {
         setStackPointer(s, newStack & 0xFFFF)

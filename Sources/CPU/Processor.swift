@@ -23,9 +23,9 @@ public enum Stop: Sendable {
 public enum Execution: Sendable, Equatable {
     /// Every instruction by its handler.
     case interpreter
-    /// Blocks that were entered `threshold` times by translated code, the rest by the interpreter. `exactFlags`: status
-    /// flags are kept over every address check, also where the guest overwrites them unread, so that they are right in
-    /// the frame of every fault and interrupt (docs/decisions/0009).
+    /// 64-bit blocks, and 32-bit ones with flat segments, that were entered `threshold` times by translated code, the rest
+    /// by the interpreter. `exactFlags`: status flags are kept over every address check, also where the guest overwrites
+    /// them unread, so that they are right in the frame of every fault and interrupt (docs/decisions/0009).
     case translator(threshold: Int32, exactFlags: Bool = false)
     /// As `translator`, with the interpreter behind it on memory of its own, compared unit by unit (CPU/Lockstep).
     case lockstep(threshold: Int32, exactFlags: Bool = false)
@@ -288,9 +288,9 @@ public final class Processor {
         return decoded
     }
 
-    /// Code is found by guest-physical address, code size and privilege.
+    /// Code is found by guest-physical address, code size (with flat segments or not) and privilege.
     private func codeKey(_ guestPhysical: UInt64) -> UInt64 {
-        CodeCache.key(guestPhysical, mode: state.pointee.mode, isUser: state.pointee.cpl == 3)
+        CodeCache.key(guestPhysical, mode: state.codeMode, isUser: state.pointee.cpl == 3)
     }
 
     /// The decoded block at an offset of the page that rip is on, if there is one.
@@ -369,6 +369,7 @@ public final class Processor {
         defer { i.pointee.interpreted = i.pointee.handler }
         i.pointee.host_code = nil
         i.pointee.hops = 0
+        i.pointee.is_flat32 = state.pointee.is_flat32
         switch result {
         case .done:
             foldRIP(i)

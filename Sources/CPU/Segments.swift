@@ -221,6 +221,37 @@ private func loadNullSegment(_ s: State, _ number: Int, _ selector: UInt16) -> B
 func setSegment(_ s: State, _ number: Int, _ segment: martlet_segment) {
     s.segment(number).pointee = segment
     updateSegmentBase(s, number)
+    let wasFlat = s.pointee.is_flat32
+    updateFlatness(s)
+    if s.pointee.is_flat32 != wasFlat { updateFetchKey(s) }
+}
+
+/// Whether data may be read and written at every offset below the limit, as far as this segment says.
+private func isPlainData(_ segment: martlet_segment) -> Bool {
+    let rights =
+        SegmentAttribute.unusable | SegmentAttribute.code | SegmentAttribute.expandDownOrConforming
+        | SegmentAttribute.writableOrReadable
+    return segment.attributes & rights == SegmentAttribute.writableOrReadable
+}
+
+private func isFlatData(_ segment: martlet_segment) -> Bool {
+    isPlainData(segment) && segment.base == 0 && segment.limit == .max
+}
+
+/// Recomputes what translated 32-bit code relies on: that in ES, CS, SS and DS an offset is a linear address that needs no
+/// check, and how far FS and GS reach (SDM vol. 3A §3.2.1, §5.3).
+private func updateFlatness(_ s: State) {
+    s.pointee.is_flat32 = 0
+    guard s.pointee.mode == CodeMode.bits32, s.isProtected, !s.isVirtual8086 else { return }
+    let (fs, gs) = (s.segment(SegmentRegister.fs).pointee, s.segment(SegmentRegister.gs).pointee)
+    s.pointee.segment_end.0 = isPlainData(fs) ? UInt64(fs.limit) + 1 : 0
+    s.pointee.segment_end.1 = isPlainData(gs) ? UInt64(gs.limit) + 1 : 0
+    let cs = s.segment(SegmentRegister.cs).pointee
+    let ss = s.segment(SegmentRegister.ss).pointee
+    guard cs.base == 0, cs.limit == .max, isFlatData(ss), ss.attributes & SegmentAttribute.big != 0,
+        isFlatData(s.segment(SegmentRegister.ds).pointee), isFlatData(s.segment(SegmentRegister.es).pointee)
+    else { return }
+    s.pointee.is_flat32 = 1
 }
 
 private func updateSegmentBase(_ s: State, _ number: Int) {
@@ -237,6 +268,7 @@ func updateContext(_ s: State) {
         s.pointee.mode = cs.attributes & SegmentAttribute.big != 0 ? CodeMode.bits32 : CodeMode.bits16
     }
     for number in 0..<6 { updateSegmentBase(s, number) }
+    updateFlatness(s)
     selectTable(s)
     updateVectorUnits(s)
     updateFetchKey(s)

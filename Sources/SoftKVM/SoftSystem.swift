@@ -6,7 +6,7 @@ public import Hypervisor
 public enum SoftwareEngine: String, CaseIterable, Sendable {
     /// Each instruction by itself: the reference.
     case interpreter
-    /// Hot code as host code.
+    /// Hot 64-bit code, and 32-bit code with flat segments, as host code.
     case translator
     /// The same with the status flags exact in every frame of a fault or an interrupt, which costs time.
     case exact

@@ -116,6 +116,7 @@ private final class FuzzMachine {
             machine.setPrivilege(dice.chance(2) ? 3 : 0, is32: is32)
         }
         if dice.chance(8) { machine.state.pointee.rflags |= RFlags.virtual8086 }
+        if is32, dice.chance(2) { setThreadSegments() }
         fillCode(is32: is32)
         spoilTables()
         setRegisters()
@@ -150,6 +151,18 @@ private final class FuzzMachine {
         s.pointee.cr4 |= isPAE ? 0x20 : 0x10
         s.pointee.cr0 |= Control.paging
         if dice.chance(2) { machine.setPrivilege(3) }
+    }
+
+    /// FS and GS with a base, as threads have them, and with a limit.
+    private func setThreadSegments() {
+        for number in [SegmentRegister.fs, SegmentRegister.gs] {
+            setSegment(
+                machine.state, number,
+                martlet_segment(
+                    selector: Selector.userData, attributes: dice.chance(6) ? 0xC0F1 : 0xC0F3,
+                    limit: dice.chance(2) ? .max : UInt32(dice.below(0x2000)),
+                    base: Place.data + UInt64(dice.below(64)) * 4))
+        }
     }
 
     private func fillCode(is32: Bool) {

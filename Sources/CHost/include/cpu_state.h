@@ -136,6 +136,7 @@ enum {
     MARTLET_SITE_ADDEND = 4,  // the access adds the addend itself; else it uses a host address
     MARTLET_SITE_FLAGS = 8,   // the guest's status flags wait in `status`
     MARTLET_SITE_HOPS = 32,   // has looked at the TLB itself
+    MARTLET_SITE_FLAT32 = 64, // of 32-bit code: what is beyond 4 GiB wraps there, and is the interpreter's
 };
 
 // Where a translated indirect (or page-crossing) branch last went, and under which fetch generation.
@@ -199,6 +200,7 @@ typedef struct martlet_insn {
     uint8_t position; // number of this instruction in its block
     uint8_t hops;     // its data accesses change their page often
     uint8_t block_length; // of the first instruction: how many its block has
+    uint8_t is_flat32;    // decoded while `is_flat32` of the state was set
     int32_t countdown; // block entries until the translator takes the block
     void *_Nullable interpreted; // the interpreter's handler, whatever `handler` is
     void *_Nullable host_code;   // translated code that starts here
@@ -312,7 +314,10 @@ typedef struct martlet_cpu {
     uint32_t bounce_size;
     uint64_t bounce_address;
     uint32_t vector_units;            // MARTLET_UNIT_: register files whose instructions neither #UD nor #NM
-    uint32_t unused[9];               // up to the next multiple of 64
+    uint32_t unused1;
+    // Of FS and GS outside 64-bit mode: how many bytes from offset 0 on may be read and written. 0: not that simple.
+    uint64_t segment_end[2];
+    uint32_t unused[4];               // up to the next multiple of 64
     uint8_t bounce[128];
     uint8_t vector_scratch[64];
     // FXSAVE64 image without its XMM part: x87, MMX, MXCSR. Where XMM registers would be is left to FXSAVE.
@@ -358,6 +363,8 @@ typedef struct martlet_cpu {
     uint8_t debug_armed;              // MARTLET_DEBUG_: kinds that DR7 enables; not 0: each instruction runs alone
     uint8_t debug_pending;            // DR6.B0-B3 of accesses whose trap is still to come
     uint8_t debug_shadow;             // 1: behind MOV SS or POP SS, no #DB before the next instruction is done
+    // 1: 32-bit code in protected mode, ES, CS, SS and DS from 0 to 4 GiB and without a say (CPU/Segments.swift).
+    uint8_t is_flat32;
     uint64_t last_exception_rip;
     uint64_t last_exception_cr2;
 
@@ -445,8 +452,9 @@ typedef struct martlet_cpu {
     uint64_t space_switches;          // to translations that were kept, for statistics
     uint64_t space_flushes;
     uint64_t supported_cr4;           // by CPUID
-    // REP MOVS and REP STOS of 1, 2, 4 and 8 bytes, each without and with the flags kept, for the instruction in r14.
-    void *_Nullable string_operations[16];
+    // REP MOVS and REP STOS of 1, 2, 4 and 8 bytes, each without and with the flags kept, for the instruction in r14; then
+    // those of flat 32-bit code.
+    void *_Nullable string_operations[32];
     // Beside the lists of sites: the number of the page that each was last given, low half. A site that has a page of the
     // other kind now is still listed with its old one.
     uint32_t *_Nullable local_site_numbers;

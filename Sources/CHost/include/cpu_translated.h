@@ -16,6 +16,7 @@
 #define MARTLET_XCR0 2368
 #define MARTLET_VECTOR_LEVEL 2376
 #define MARTLET_VECTOR_UNITS 2392
+#define MARTLET_SEGMENT_END 2400
 #define MARTLET_FX 2624
 #define MARTLET_FX_HEADER 3136
 #define MARTLET_X87_OPCODE 3200
@@ -58,8 +59,8 @@
 #define MARTLET_BRANCH_TARGET 21712
 #define MARTLET_JUMPS 21720
 #define MARTLET_STRING_OPERATIONS 2256808
-#define MARTLET_LOCAL_SITE_NUMBERS 2256936
-#define MARTLET_GLOBAL_SITE_NUMBERS 2256944
+#define MARTLET_LOCAL_SITE_NUMBERS 2257064
+#define MARTLET_GLOBAL_SITE_NUMBERS 2257072
 #define MARTLET_JUMP_SALT 2252656
 
 #define MARTLET_INSN_SIZE 80
@@ -112,6 +113,7 @@ _Static_assert(offsetof(martlet_cpu, opmask) == MARTLET_OPMASK, "offset");
 _Static_assert(offsetof(martlet_cpu, xcr0) == MARTLET_XCR0, "offset");
 _Static_assert(offsetof(martlet_cpu, vector_level) == MARTLET_VECTOR_LEVEL, "offset");
 _Static_assert(offsetof(martlet_cpu, vector_units) == MARTLET_VECTOR_UNITS, "offset");
+_Static_assert(offsetof(martlet_cpu, segment_end) == MARTLET_SEGMENT_END, "offset");
 _Static_assert(offsetof(martlet_cpu, fx) == MARTLET_FX, "offset");
 _Static_assert(offsetof(martlet_cpu, fx[24]) == MARTLET_MXCSR, "offset");
 _Static_assert(offsetof(martlet_cpu, fx_header) == MARTLET_FX_HEADER, "offset");

@@ -237,8 +237,8 @@ private func returnFar(_ s: State, _ selector: UInt16, _ rip: UInt64, _ size: UI
         let stackSegment = returnStackSegment(
             s, UInt16(truncatingIfNeeded: ssValue), privilege: requested, toLong: s.isLongMode && code.isLong)
     else { return false }
+    s.segment(SegmentRegister.ss).pointee = stackSegment
     setCodeSegment(s, code.segment(selector), cpl: requested)
-    setSegment(s, SegmentRegister.ss, stackSegment)
     s.pointee.rip = rip
     setStackPointer(s, newStack &+ extra)
     dropInnerSegments(s)

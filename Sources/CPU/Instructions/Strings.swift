@@ -102,16 +102,23 @@ private func pagePointer(_ s: State, _ address: UInt64, _ bytes: Int, _ kind: UI
     return host
 }
 
+/// Whether the operands' linear addresses are offsets, or those and a base, without limits: in 64-bit mode, and in 32-bit
+/// code with flat segments.
+private func hasPlainAddresses(_ s: State, _ i: Insn) -> Bool {
+    if s.pointee.mode == CodeMode.bits64 { return i.pointee.address_size == 8 }
+    let segment = Int(i.pointee.segment)
+    return s.pointee.is_flat32 != 0 && i.pointee.address_size == 4 && segment < SegmentRegister.fs
+        && segment != SegmentRegister.cs
+}
+
 /// As many elements as fit both pages, at once. Returns the number done, 0 to go by elements.
 private func pageChunk(_ s: State, _ i: Insn, _ mnemonic: Mnemonic, _ count: UInt64) -> UInt64 {
-    guard s.pointee.mode == CodeMode.bits64, i.pointee.address_size == 8,
-        s.pointee.rflags & RFlags.direction == 0
-    else { return 0 }
+    guard hasPlainAddresses(s, i), s.pointee.rflags & RFlags.direction == 0 else { return 0 }
     let size = UInt64(i.pointee.size)
-    let target = s.register(rdiNumber)
+    let target = offset(s, i, rdiNumber)
     var elements = min(count, (pageSize &- (target & pageMask)) / size)
     let usesSource = mnemonic == .movs || mnemonic == .cmps
-    let source = s.register(rsiNumber) &+ s.segmentBases[Int(i.pointee.segment)]
+    let source = offset(s, i, rsiNumber) &+ s.segmentBases[Int(i.pointee.segment)]
     if usesSource { elements = min(elements, (pageSize &- (source & pageMask)) / size) }
     let writes = mnemonic == .movs || mnemonic == .stos
     let bytes = Int(elements &* size)
@@ -120,8 +127,8 @@ private func pageChunk(_ s: State, _ i: Insn, _ mnemonic: Mnemonic, _ count: UIn
         let to = pagePointer(s, target, bytes, writes ? AccessKind.write : AccessKind.read)
     else { return 0 }
     let done = chunk(s, i, mnemonic, from, to, elements)
-    if usesSource { s.setRegister(rsiNumber, s.register(rsiNumber) &+ done &* size) }
-    s.setRegister(rdiNumber, target &+ done &* size)
+    if usesSource { advance(s, i, rsiNumber, done &* size) }
+    advance(s, i, rdiNumber, done &* size)
     return done
 }
 

@@ -83,10 +83,10 @@ extension LockstepFollower {
 
     /// Whether the guest overwrites all six status flags before it reads one, from rip of the shadow on: in the rest of
     /// the block that it is in, then as far as the page says, along direct jumps. Only translated code can have dead
-    /// flags, and only 64-bit code is translated.
+    /// flags: 64-bit code, and 32-bit code with flat segments.
     func statusIsDead(_ shadow: Processor) -> Bool {
         let s = shadow.state
-        guard s.pointee.mode == CodeMode.bits64 else { return false }
+        guard s.pointee.mode == CodeMode.bits64 || s.pointee.is_flat32 != 0 else { return false }
         var rip = s.pointee.rip
         if var i = lastInstruction {
             if instructionAddress(s, i) != rip { i += 1 }
@@ -106,7 +106,8 @@ extension LockstepFollower {
 
     private static func answer(_ i: Insn) -> Answer {
         let mnemonic = Mnemonic(rawValue: i.pointee.mnemonic) ?? .invalid
-        if mnemonic == .jmp { return .unknown }
+        // Cut to 16 bits it is the interpreter's.
+        if mnemonic == .jmp { return i.pointee.size == 2 ? .live : .unknown }
         let use = FlagUse(i, mnemonic, isNative: true)
         return use.reads ? .live : (use.kills ? .dead : .unknown)
     }
@@ -120,8 +121,9 @@ extension LockstepFollower {
             var i = martlet_insn()
             var decoder = Decoder(
                 bytes: UnsafePointer(host + position), available: min(15, Int(pageSize) - position),
-                mode: CodeMode.bits64, tables: shadow.tables)
+                mode: s.pointee.mode, tables: shadow.tables)
             guard decoder.decode(into: &i) == .done else { return false }
+            i.is_flat32 = s.pointee.is_flat32
             position += Int(i.length)
             switch withUnsafeMutablePointer(to: &i, Self.answer) {
             case .dead: return true
@@ -134,23 +136,45 @@ extension LockstepFollower {
     }
 }
 
-/// The page of code at a 64-bit address, found without any trace in the page tables or the TLB.
+/// The page of code at a linear address, found without any trace in the page tables or the TLB.
 func peekCodePage(_ s: State, _ address: UInt64) -> UnsafeMutablePointer<UInt8>? {
     func host(_ physical: UInt64) -> UnsafeMutablePointer<UInt8>? {
         guard let slot = findSlot(s, physical), let base = slot.pointee.host else { return nil }
         return base + Int(physical &- slot.pointee.guest_physical)
     }
-    var table = s.pointee.cr3 & PageBits.frame
-    for level in (0..<4).reversed() {
+    if s.pointee.cr0 & Control.paging == 0 { return host(address & 0xFFFF_FFFF & ~pageMask) }
+    if s.pointee.cr4 & Control.physicalAddressExtension == 0 { return peekCodePage32(s, address, host) }
+    // Three levels outside long mode, of which the first has four entries and no rights (SDM vol. 3A §4.4.1).
+    var table = s.pointee.cr3 & (s.isLongMode ? PageBits.frame : 0xFFFF_FFE0)
+    for level in (0..<(s.isLongMode ? 4 : 3)).reversed() {
         let shift = UInt64(12 + 9 * level)
-        guard let place = host(table &+ ((address >> shift) & 511) &* 8) else { return nil }
+        let mask: UInt64 = level == 2 && !s.isLongMode ? 3 : 511
+        guard let place = host(table &+ ((address >> shift) & mask) &* 8) else { return nil }
         let entry = UnsafeRawPointer(place).load(as: UInt64.self)
         guard entry & PageBits.present != 0 else { return nil }
-        guard level > 0, entry & PageBits.large == 0 || level == 3 else {
+        guard level > 0, entry & PageBits.large == 0 || level == 3 || mask == 3 else {
             let offsets: UInt64 = (1 << shift) - 1
             return host((entry & PageBits.frame & ~offsets) | (address & offsets & ~pageMask))
         }
         table = entry & PageBits.frame
     }
     return nil
+}
+
+/// The same with 32-bit paging (SDM vol. 3A §4.3).
+private func peekCodePage32(
+    _ s: State, _ address: UInt64, _ host: (UInt64) -> UnsafeMutablePointer<UInt8>?
+) -> UnsafeMutablePointer<UInt8>? {
+    func entry(_ table: UInt64, _ index: UInt64) -> UInt64? {
+        guard let place = host(table &+ (index & 1023) &* 4) else { return nil }
+        let entry = UInt64(UnsafeRawPointer(place).load(as: UInt32.self))
+        return entry & PageBits.present != 0 ? entry : nil
+    }
+    guard let directory = entry(s.pointee.cr3 & 0xFFFF_F000, address >> 22) else { return nil }
+    if directory & PageBits.large != 0, s.pointee.cr4 & Control.pageSizeExtensions != 0 {
+        let high = (directory >> 13 & 0xFF) << 32
+        return host(high | directory & 0xFFC0_0000 | address & 0x3F_F000)
+    }
+    guard let page = entry(directory & 0xFFFF_F000, address >> 12) else { return nil }
+    return host(page & 0xFFFF_F000)
 }

@@ -129,13 +129,13 @@ func nextGeneration(_ s: State) -> UInt64 {
     return s.pointee.generation_count
 }
 
-/// What jump entries and links of the current address space, privilege and code size have to carry.
+/// What jump entries and links of the current address space, privilege, code size and flatness have to carry.
 func updateFetchKey(_ s: State) {
     let space = s.pointee.space.unsafelyUnwrapped
     let isUser = s.pointee.cpl == 3
     var generation = isUser ? space.pointee.user_generation : space.pointee.supervisor_generation
     if generation == 0 { generation = s.pointee.shared_generation }
-    s.pointee.fetch_key = generation << 8 | UInt64(s.pointee.mode) | (isUser ? 4 : 0)
+    s.pointee.fetch_key = generation << 8 | UInt64(s.codeMode) | (isUser ? 4 : 0)
     s.pointee.jump_salt = isUser ? space.pointee.jump_salt : 0
     forgetOldReturns(s, isUser: isUser)
 }

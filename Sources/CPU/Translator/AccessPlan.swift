@@ -12,6 +12,8 @@ struct AccessPlan {
         var alignment = 1
         var phase = 0
         var members: Int
+        /// How far the register had moved when the first one came.
+        var moved: Int
         /// The leader's site, once it is emitted.
         var record: UInt64?
 
@@ -45,10 +47,13 @@ struct AccessPlan {
     private var open = [Int?](repeating: nil, count: 16)
     /// How far each register is from where its version began.
     private var moved = [Int](repeating: 0, count: 16)
+    /// Addresses wrap at 4 GiB.
+    private var wraps = false
 
     init() {}
 
     init(first: Insn, count: Int) {
+        wraps = BlockTranslator.isFlat32(first)
         members = Array(repeating: nil, count: count * 2)
         for index in 0..<count { note(first + index, index) }
     }
@@ -71,18 +76,20 @@ struct AccessPlan {
             closeAll()
             return
         }
+        let slot = BlockTranslator.slotSize(i)
         noteOperand(i, mnemonic, index)
         switch mnemonic {
         case .push, .pushImmediate, .call:
-            join(index, 0, 4, moved[4] - 8, 8, writes: true)
-            moved[4] -= 8
-        case .callIndirect: join(index, 1, 4, moved[4] - 8, 8, writes: true)
-        case .pop, .ret:
-            join(index, 0, 4, moved[4], 8, writes: false)
-            moved[4] += 8
+            let isMemory = mnemonic == .push && BlockTranslator.isMemory(i)
+            join(index, isMemory ? 1 : 0, 4, moved[4] - slot, slot, writes: true)
+            moved[4] -= slot
+        case .callIndirect: join(index, 1, 4, moved[4] - slot, slot, writes: true)
+        case .pop, .ret, .retImmediate:
+            join(index, 0, 4, moved[4], slot, writes: false)
+            moved[4] += slot
             if mnemonic == .pop { close(Int(i.pointee.rm >> 3)) }
         case .leave:
-            join(index, 0, 5, moved[5], 8, writes: false)
+            join(index, 0, 5, moved[5], slot, writes: false)
             close(4)
             close(5)
         default: noteWrites(i, mnemonic)
@@ -119,7 +126,7 @@ struct AccessPlan {
     private static func writes(_ i: Insn, _ mnemonic: Mnemonic) -> Bool {
         switch mnemonic {
         case .cmp, .test, .movzxByte, .movzxWord, .movsxByte, .movsxWord, .movsxd, .imul2, .imul3, .mul, .imul1, .cmov,
-            .popcnt, .bsf, .bsr, .tzcnt, .lzcnt, .bt, .div, .idiv, .jmpIndirect, .callIndirect:
+            .popcnt, .bsf, .bsr, .tzcnt, .lzcnt, .bt, .div, .idiv, .jmpIndirect, .callIndirect, .push:
             false
         case .mov, .add, .or, .adc, .sbb, .and, .sub, .xor: i.pointee.operation != Form.ge.rawValue
         default: true
@@ -132,6 +139,8 @@ struct AccessPlan {
         if let number = open[register], groups[number].accepts(offset, alignment: alignment) {
             var group = groups[number]
             group.take(offset, size, alignment: alignment)
+            // A register that moved may have wrapped, unless it too is inside the page that is compared with.
+            if wraps, moved[register] != group.moved { group.take(moved[register], 1, alignment: 1) }
             if group.high - group.low <= Self.longestSpan {
                 group.writes = group.writes || writes
                 group.members += 1
@@ -145,7 +154,7 @@ struct AccessPlan {
         groups.append(
             Group(
                 low: offset, high: offset + size, writes: writes, alignment: alignment, phase: offset, members: 1,
-                record: nil))
+                moved: moved[register], record: nil))
     }
 
     private mutating func move(_ register: Int, by distance: Int) {
@@ -194,8 +203,11 @@ struct AccessPlan {
         }
     }
 
-    /// Changes a whole register in place.
-    private static func isWhole(_ i: Insn) -> Bool { !BlockTranslator.isMemory(i) && i.pointee.size == 8 }
+    /// Changes a whole register in place; in 32-bit code only the stack pointer is worth it.
+    private static func isWhole(_ i: Insn) -> Bool {
+        if BlockTranslator.isMemory(i) { return false }
+        return i.pointee.size == 8 || BlockTranslator.isFlat32(i) && i.pointee.size == 4 && i.pointee.rm == 4 * 8
+    }
 
     /// The same by an immediate.
     private static func takesConstant(_ i: Insn) -> Bool {

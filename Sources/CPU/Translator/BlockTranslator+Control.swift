@@ -6,40 +6,62 @@ internal import CHost
 extension BlockTranslator {
     // MARK: - Stack
 
-    private func stackAccess(_ kind: UInt8) -> Access { Access(kind: kind, size: 8) }
+    private func stackAccess(_ kind: UInt8) -> Access { Access(kind: kind, size: slotSize) }
 
-    /// Stores 8 bytes below the stack pointer, then moves it.
+    /// Moves the stack pointer. That of 32-bit code wraps, and the upper half of RSP goes.
+    private mutating func moveStack(_ distance: Int, from base: Int = HostRegister.guestRSP) {
+        host.lea(HostRegister.guestRSP, base: base, displacement: distance, size: slotSize)
+    }
+
+    private mutating func pushSlot(_ i: Insn, _ index: Int, which: Int) -> HostOperand {
+        basedAccess(i, index, which: which, HostRegister.guestRSP, -slotSize, stackAccess(AccessKind.write))
+    }
+
+    private mutating func popSlot(_ i: Insn, _ index: Int) -> HostOperand {
+        basedAccess(i, index, which: 0, HostRegister.guestRSP, 0, stackAccess(AccessKind.read))
+    }
+
+    /// Stores a slot below the stack pointer, then moves it.
     mutating func push(_ i: Insn, _ index: Int, which: Int = 0, _ value: (inout Self) -> Int) {
-        let slot = basedAccess(i, index, which: which, HostRegister.guestRSP, -8, stackAccess(AccessKind.write))
+        let slot = pushSlot(i, index, which: which)
         let source = value(&self)
-        host.operation(0x89, size: 8, reg: source, slot)
-        host.lea(HostRegister.guestRSP, base: HostRegister.guestRSP, displacement: -8)
+        host.operation(0x89, size: slotSize, reg: source, slot)
+        moveStack(-slotSize)
+    }
+
+    /// The value waits in the state while the stack is looked at.
+    mutating func pushMemory(_ i: Insn, _ index: Int) {
+        let memory = operandAccess(i, index, Access(kind: AccessKind.read, size: slotSize))
+        host.operation(0x8B, size: slotSize, reg: HostRegister.scratch, memory)
+        heldAddend = nil
+        host.store(HostRegister.scratch, toState: Int(MARTLET_BRANCH_TARGET))
+        push(i, index, which: 1) {
+            $0.host.load(HostRegister.scratch2, fromState: Int(MARTLET_BRANCH_TARGET))
+            return HostRegister.scratch2
+        }
     }
 
     mutating func pushImmediate(_ i: Insn, _ index: Int) {
-        let slot = basedAccess(i, index, which: 0, HostRegister.guestRSP, -8, stackAccess(AccessKind.write))
-        host.operation(0xC7, size: 8, reg: 0, slot)
+        let slot = pushSlot(i, index, which: 0)
+        host.operation(0xC7, size: slotSize, reg: 0, slot)
         immediate(Int(truncatingIfNeeded: i.pointee.immediate), size: 4)
-        host.lea(HostRegister.guestRSP, base: HostRegister.guestRSP, displacement: -8)
+        moveStack(-slotSize)
     }
 
     mutating func pop(_ i: Insn, _ index: Int) {
-        let slot = basedAccess(i, index, which: 0, HostRegister.guestRSP, 0, stackAccess(AccessKind.read))
+        let slot = popSlot(i, index)
         let target = home(i.pointee.rm) ?? HostRegister.scratch
-        if target == HostRegister.guestRSP {
-            host.operation(0x8B, size: 8, reg: target, slot)
-            return
-        }
-        host.operation(0x8B, size: 8, reg: target, slot)
-        host.lea(HostRegister.guestRSP, base: HostRegister.guestRSP, displacement: 8)
+        host.operation(0x8B, size: slotSize, reg: target, slot)
+        if target == HostRegister.guestRSP { return }
+        moveStack(slotSize)
         keep(target, i.pointee.rm)
     }
 
     mutating func leaveFrame(_ i: Insn, _ index: Int) {
         let rbp = 5
         let slot = basedAccess(i, index, which: 0, rbp, 0, stackAccess(AccessKind.read))
-        host.operation(0x8B, size: 8, reg: HostRegister.scratch, slot)
-        host.lea(HostRegister.guestRSP, base: rbp, displacement: 8)
+        host.operation(0x8B, size: slotSize, reg: HostRegister.scratch, slot)
+        moveStack(slotSize, from: rbp)
         host.move(rbp, HostRegister.scratch)
     }
 
@@ -55,7 +77,7 @@ extension BlockTranslator {
     /// The guest address at an offset from the page's start.
     mutating func loadTarget(_ offset: Int) {
         host.load(HostRegister.scratch, fromState: Int(MARTLET_PAGE_RIP))
-        host.lea(HostRegister.scratch, base: HostRegister.scratch, displacement: offset)
+        host.lea(HostRegister.scratch, base: HostRegister.scratch, displacement: offset, size: slotSize)
     }
 
     /// Counts a pass of `done` instructions; the loop's own one was counted at the entry, so a chained block counts all
@@ -162,7 +184,8 @@ extension BlockTranslator {
         let offset = Int(i.pointee.page_offset) + Int(i.pointee.length)
         push(i, index, which: which) {
             $0.host.load(HostRegister.scratch2, fromState: Int(MARTLET_PAGE_RIP))
-            $0.host.lea(HostRegister.scratch2, base: HostRegister.scratch2, displacement: offset)
+            $0.host.lea(
+                HostRegister.scratch2, base: HostRegister.scratch2, displacement: offset, size: $0.slotSize)
             return HostRegister.scratch2
         }
         guard isInPage(offset) else { return }
@@ -198,9 +221,10 @@ extension BlockTranslator {
     /// Through the return stack when its newest entry says so, else like any indirect branch. The entry is taken off
     /// in both cases: RCX, in its place in the state meanwhile, takes part in the compare, since flags must stay.
     mutating func ret(_ i: Insn, _ index: Int) {
-        let slot = basedAccess(i, index, which: 0, HostRegister.guestRSP, 0, stackAccess(AccessKind.read))
-        host.operation(0x8B, size: 8, reg: HostRegister.scratch, slot)
-        host.lea(HostRegister.guestRSP, base: HostRegister.guestRSP, displacement: 8)
+        let slot = popSlot(i, index)
+        host.operation(0x8B, size: slotSize, reg: HostRegister.scratch, slot)
+        // RET imm16 drops arguments behind the address; the other has no immediate.
+        moveStack(slotSize + Int(i.pointee.immediate & 0xFFFF))
         countPass(Int(i.pointee.position) + 1)
         let rcx = HostRegister.rcx
         let top = HostRegister.scratch2
@@ -272,17 +296,21 @@ extension BlockTranslator {
 
     private mutating func loadIndirect(_ i: Insn, _ index: Int) {
         if Self.isMemory(i) {
-            let memory = operandAccess(i, index, Access(kind: AccessKind.read, size: 8))
-            host.operation(0x8B, size: 8, reg: HostRegister.scratch, memory)
+            let memory = operandAccess(i, index, Access(kind: AccessKind.read, size: slotSize))
+            host.operation(0x8B, size: slotSize, reg: HostRegister.scratch, memory)
         } else {
             let source = fetch(i.pointee.rm, into: HostRegister.scratch)
-            if source != HostRegister.scratch { host.move(HostRegister.scratch, source) }
+            if source != HostRegister.scratch {
+                host.operation(0x89, size: slotSize, reg: source, .register(HostRegister.scratch))
+            }
         }
+        heldAddend = nil
     }
 
     /// A target that is not canonical is #GP before anything is pushed (SDM vol. 2, CALL): bits 63–47 of the waiting
-    /// target must be equal. Flags stay.
+    /// target must be equal. Flags stay. Flat 32-bit code has no address that is no target.
     private mutating func checkTarget(_ i: Insn) {
+        if isFlat32 { return }
         let rcx = HostRegister.rcx
         let low = HostRegister.scratch2
         let upper = HostOperand.state(Int(MARTLET_BRANCH_TARGET) + 4)

@@ -41,7 +41,7 @@ extension BlockTranslator {
 
     /// REP MOVS, REP STOS: by CHost/translated.S, which has the interpreter do what it cannot.
     private mutating func stringOperation(_ i: Insn, _ mnemonic: Mnemonic, _ index: Int) {
-        let number = (mnemonic == .movs ? 0 : 4) + i.pointee.size.trailingZeroBitCount
+        let number = (isFlat32 ? 8 : 0) + (mnemonic == .movs ? 0 : 4) + i.pointee.size.trailingZeroBitCount
         host.moveImmediate64(HostRegister.scratch2, address(i))
         host.callThroughState(Int(MARTLET_STRING_OPERATIONS) + number * 16 + (flagsLive[index] ? 8 : 0))
         vectorLevel = 0
@@ -62,6 +62,7 @@ extension BlockTranslator {
         case .cmc: host.byte(0xF5)
         case .nop: break
         case .pause: host.bytes(0xF3, 0x90)
+        case .push where Self.isMemory(i): pushMemory(i, index)
         case .push: push(i, index) { $0.fetch(i.pointee.rm, into: HostRegister.scratch2) }
         case .pushImmediate: pushImmediate(i, index)
         case .pop: pop(i, index)
@@ -69,7 +70,8 @@ extension BlockTranslator {
         case .jcc: conditionalJump(i, index)
         case .jmp: directBranch(i, index)
         case .call: call(i, index)
-        case .ret: ret(i, index)
+        case .ret, .retImmediate: ret(i, index)
+        case .movOffsetLoad, .movOffsetStore: moveOffset(i, mnemonic, index)
         case .jmpIndirect: indirectJump(i, index)
         case .callIndirect: indirectCall(i, index)
         default: return false
@@ -168,6 +170,15 @@ extension BlockTranslator {
         host.operation(
             isByte ? 0x88 : 0x89, size: size, reg: source, .register(target), byteReg: isByte, byteRM: isByte)
         keep(target, i.pointee.rm)
+    }
+
+    /// MOV between rAX and an address in the instruction.
+    mutating func moveOffset(_ i: Insn, _ mnemonic: Mnemonic, _ index: Int) {
+        let size = Int(i.pointee.size)
+        let isLoad = mnemonic == .movOffsetLoad
+        let memory = operandAccess(
+            i, index, Access(kind: isLoad ? AccessKind.read : AccessKind.write, size: size))
+        host.operation((isLoad ? 0x8A : 0x88) | (size == 1 ? 0 : 1), size: size, reg: HostRegister.rax, memory)
     }
 
     mutating func moveImmediate(_ i: Insn, _ size: Int) {

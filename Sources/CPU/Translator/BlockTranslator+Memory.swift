@@ -6,6 +6,7 @@ internal import CHost
 extension BlockTranslator {
     /// The guest address of the memory operand in `target`; flags are kept. Changes both scratch registers.
     mutating func computeAddress(_ i: Insn, into target: Int, withSegment: Bool = true) {
+        if isFlat32 { return computeOffset32(i, into: target) }
         let other = target == HostRegister.scratch ? HostRegister.scratch2 : HostRegister.scratch
         let displacement = Int(i.pointee.displacement)
         let hasIndex = i.pointee.index != UInt8(MARTLET_ZERO_REGISTER * 8)
@@ -35,6 +36,38 @@ extension BlockTranslator {
         }
     }
 
+    /// The same in flat 32-bit code, where only FS and GS have a base: the offset, cut to 32 bits (SDM vol. 1 §3.7.5).
+    private mutating func computeOffset32(_ i: Insn, into target: Int) {
+        let displacement = Int(i.pointee.displacement)
+        let hasBase = i.pointee.base != UInt8(MARTLET_ZERO_REGISTER * 8)
+        let hasIndex = i.pointee.index != UInt8(MARTLET_ZERO_REGISTER * 8)
+        let index = hasIndex ? fetch(i.pointee.index, into: target) : nil
+        if i.pointee.operation == Form.offset.rawValue {
+            host.moveImmediate64(target, i.pointee.immediate & 0xFFFF_FFFF)
+        } else if hasBase {
+            let base = fetch(i.pointee.base, into: target)
+            host.lea(
+                target, base: base, index: index, scale: Int(i.pointee.scale), displacement: displacement, size: 4)
+        } else if let index {
+            host.leaScaled(target, index: index, scale: Int(i.pointee.scale), displacement: displacement, size: 4)
+        } else {
+            host.moveImmediate64(target, UInt64(UInt32(truncatingIfNeeded: displacement)))
+        }
+    }
+
+    /// The linear address of the offset in `scratch2` of FS or GS, checked against the segment's limit. Returns the
+    /// branch that is taken beyond it. Changes the flags and `scratch`.
+    private mutating func addSegment32(_ i: Insn, size: Int) -> Int {
+        let (offset, end) = (HostRegister.scratch2, HostRegister.scratch)
+        let number = Int(i.pointee.segment)
+        host.lea(end, base: offset, displacement: size)
+        host.operation(
+            0x3B, size: 8, reg: end, .state(Int(MARTLET_SEGMENT_END) + (number - SegmentRegister.fs) * 8))
+        let branch = host.jump(HostCondition.above)
+        host.operation(0x03, size: 4, reg: offset, .state(Int(MARTLET_SEGMENT_BASE) + number * 8))
+        return branch
+    }
+
     /// What an access is, for its site.
     struct Access {
         var kind: UInt8
@@ -56,8 +89,11 @@ extension BlockTranslator {
         if keepsFlags { saveFlags() }
         let retry = beginCompare()
         computeAddress(i, into: HostRegister.scratch2)
+        let limit =
+            isFlat32 && i.pointee.segment >= UInt8(SegmentRegister.fs) ? addSegment32(i, size: access.size) : nil
         guard let record = siteRecord(i, access, flags: keepsFlags ? UInt8(MARTLET_SITE_FLAGS) : 0, limit: access.size)
         else { return .pointer }
+        if let limit { deferred.append(.outside(record: address(record), branch: limit)) }
         if i.pointee.hops != 0 {
             compareWithTLB(record, access, span: access.size, retry: retry)
             // The guest address again; then the host's.
@@ -74,8 +110,19 @@ extension BlockTranslator {
         return .pointer
     }
 
+    /// A longer displacement is the address of an array, to which 32-bit code adds an offset that may well be negative; or
+    /// it is negative itself, that of a kernel's data. Such sums wrap; others seldom do.
+    private static let longestDisplacement = 0xFFFF
+
     /// The register of an operand that is nothing but base and displacement.
     static func plainBase(_ i: Insn) -> UInt8? {
+        if isFlat32(i) {
+            guard hasSimpleAddress(i), i.pointee.segment < UInt8(SegmentRegister.fs),
+                i.pointee.index == UInt8(MARTLET_ZERO_REGISTER * 8), i.pointee.base < UInt8(MARTLET_ZERO_REGISTER * 8),
+                abs(Int(i.pointee.displacement)) <= longestDisplacement
+            else { return nil }
+            return i.pointee.base
+        }
         guard i.pointee.flags & InsnFlag.complexAddress == 0,
             i.pointee.index == UInt8(MARTLET_ZERO_REGISTER * 8), i.pointee.base < UInt8(MARTLET_ZERO_REGISTER * 8)
         else { return nil }
@@ -176,6 +223,13 @@ extension BlockTranslator {
     ) {
         let line = HostRegister.scratch
         let address = HostRegister.scratch2
+        if isFlat32 {
+            // In long mode other lines are of addresses from 4 GiB on, which this code's do not reach.
+            host.move(line, address)
+            host.operation(0xC1, size: 8, reg: 5, .register(line))
+            host.byte(32)
+            deferred.append(.outside(record: self.address(site), branch: host.jump(HostCondition.notZero)))
+        }
         host.move(line, address)
         // shr line, 7; and line, 32 bytes for each line; add line, [tlb]
         host.operation(0xC1, size: 8, reg: 5, .register(line))
@@ -246,7 +300,8 @@ extension BlockTranslator {
         site.pointee.insn = i
         site.pointee.kind = access.kind | (access.isAligned || access.rotation > 0 ? 4 : 0)
         site.pointee.size = UInt8(access.size)
-        site.pointee.flags = flags | (i.pointee.hops != 0 ? UInt8(MARTLET_SITE_HOPS) : 0)
+        site.pointee.flags =
+            flags | (i.pointee.hops != 0 ? UInt8(MARTLET_SITE_HOPS) : 0) | (isFlat32 ? UInt8(MARTLET_SITE_FLAT32) : 0)
         site.pointee.limit = UInt16(Int(pageSize) - limit)
         return site
     }
@@ -295,6 +350,13 @@ extension BlockTranslator {
         // The guest address again.
         host.operation(isExclusive ? 0x33 : 0x03, size: 8, reg: HostRegister.scratch2, tag)
         host.move(HostRegister.scratch, HostRegister.scratch2)
+        host.leaRecord(HostRegister.scratch2, record)
+        host.jumpThroughState(Int(MARTLET_SITE_MISS))
+    }
+
+    /// As a miss of an address that no site takes.
+    mutating func emitOutside(_ record: UInt64) {
+        host.moveImmediate64(HostRegister.scratch, 1 << 32)
         host.leaRecord(HostRegister.scratch2, record)
         host.jumpThroughState(Int(MARTLET_SITE_MISS))
     }

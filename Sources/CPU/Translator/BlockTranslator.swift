@@ -9,6 +9,8 @@ struct BlockTranslator {
     let arena: CodeArena
     let first: Insn
     let count: Int
+    /// 32-bit code with flat segments; else 64-bit code.
+    let isFlat32: Bool
     let options: Options
     var plan: AccessPlan
     /// For each instruction: whether the flags before it can still be read.
@@ -43,6 +45,8 @@ struct BlockTranslator {
         /// Behind a failed compare: the site, where the jump to here is, whether the compare was one of XOR, and how far
         /// the distance was rotated.
         case site(record: UInt64, branch: Int, isExclusive: Bool, rotation: Int, tag: HostOperand)
+        /// What 32-bit code may only reach by wrapping at 4 GiB, or not at all.
+        case outside(record: UInt64, branch: Int)
         /// The same for a compare that left the flags alone.
         case siteWithFlags(
             site: UnsafeMutablePointer<martlet_site>, branch: Int, base: Int, displacement: Int, retry: Int, after: Int)
@@ -62,6 +66,7 @@ struct BlockTranslator {
         self.host = host
         self.arena = arena
         self.first = first
+        isFlat32 = Self.isFlat32(first)
         self.count = count
         self.options = options
         plan = AccessPlan()
@@ -134,8 +139,9 @@ struct BlockTranslator {
         switch mnemonic {
         case .mov, .movImmediate, .add, .or, .adc, .sbb, .and, .sub, .xor, .cmp, .test, .inc, .dec, .neg, .not,
             .movzxByte, .movzxWord, .movsxByte, .movsxWord, .movsxd, .shl, .sal, .shr, .sar, .imul2, .imul3, .cmov,
-            .push, .pushImmediate, .pop, .nop:
+            .pushImmediate, .pop, .nop:
             return true
+        case .push: return !Self.isMemory(i)
         case .lea: return i.pointee.size == 8 && hasOnlyHomes(i)
         case .vector: return Self.nativeVector(i).map { $0.unit != .x87 } ?? false
         default: return false
@@ -156,9 +162,16 @@ struct BlockTranslator {
 
     static func isMemory(_ i: Insn) -> Bool { i.pointee.flags & InsnFlag.memory != 0 }
 
-    /// Only a segment base may complicate the address.
+    static func isFlat32(_ i: Insn) -> Bool { i.pointee.is_flat32 != 0 }
+
+    /// Bytes of a stack slot, and of near branches' operands.
+    static func slotSize(_ i: Insn) -> Int { isFlat32(i) ? 4 : 8 }
+    var slotSize: Int { isFlat32 ? 4 : 8 }
+
+    /// Only a segment base may complicate the address. CS cannot be written to, and is seldom read by name.
     static func hasSimpleAddress(_ i: Insn) -> Bool {
-        i.pointee.flags & InsnFlag.complexAddress == 0
+        if isFlat32(i) { return i.pointee.address_size == 4 && i.pointee.segment != UInt8(SegmentRegister.cs) }
+        return i.pointee.flags & InsnFlag.complexAddress == 0
             || (i.pointee.address_size == 8 && i.pointee.operation != Form.offset.rawValue)
     }
 
@@ -171,16 +184,19 @@ struct BlockTranslator {
         case .add, .or, .adc, .sbb, .and, .sub, .xor, .cmp, .test, .mov, .movImmediate, .inc, .dec, .neg, .not,
             .movzxByte, .movzxWord, .movsxByte, .movsxWord, .lea, .rol, .ror, .rcl, .rcr, .shl, .shr, .sal, .sar,
             .imul2, .imul3, .mul, .imul1, .cmov, .set, .popcnt, .bsf, .bsr, .tzcnt, .lzcnt, .xchg, .xadd, .cmpxchg,
-            .bswap, .cbw, .cwd, .clc, .stc, .cmc, .nop, .pause, .jcc, .jmp:
-            return mnemonic != .lea || i.pointee.flags & InsnFlag.complexAddress == 0
+            .bswap, .cbw, .cwd, .clc, .stc, .cmc, .nop, .pause:
+            return mnemonic != .lea || isFlat32(i) || i.pointee.flags & InsnFlag.complexAddress == 0
         case .movsxd: return i.pointee.size != 2
         case .div, .idiv: return i.pointee.size >= 4
         case .bt, .bts, .btr, .btc: return !memory || i.pointee.operation != Form.eg.rawValue
         case .cmpxchg8b: return true
-        case .push, .pop: return !memory && i.pointee.size == 8
-        case .pushImmediate, .leave: return i.pointee.size == 8
-        case .call, .ret: return i.pointee.size == 8
-        case .jmpIndirect, .callIndirect: return i.pointee.size == 8
+        case .push: return Int(i.pointee.size) == slotSize(i) && (!memory || isFlat32(i))
+        case .pop: return Int(i.pointee.size) == slotSize(i) && !memory
+        case .jcc, .jmp, .pushImmediate, .leave, .call, .ret, .jmpIndirect, .callIndirect:
+            return Int(i.pointee.size) == slotSize(i)
+        // Programs of 32 bits leave arguments and results on the stack.
+        case .retImmediate: return isFlat32(i) && i.pointee.size == 4
+        case .movOffsetLoad, .movOffsetStore: return isFlat32(i)
         case .movs, .stos: return isPlainRepeat(i)
         case .lfence, .mfence, .sfence: return true
         default: return false
@@ -189,8 +205,9 @@ struct BlockTranslator {
 
     /// REP with full addresses and without a segment base.
     private static func isPlainRepeat(_ i: Insn) -> Bool {
-        i.pointee.flags & (InsnFlag.rep | InsnFlag.repne) != 0 && i.pointee.address_size == 8
+        i.pointee.flags & (InsnFlag.rep | InsnFlag.repne) != 0 && Int(i.pointee.address_size) == slotSize(i)
             && i.pointee.segment < UInt8(SegmentRegister.fs)
+            && (!isFlat32(i) || i.pointee.segment != UInt8(SegmentRegister.cs))
     }
 
     // MARK: - Leaving
@@ -211,6 +228,9 @@ struct BlockTranslator {
         case .site(let record, let branch, let isExclusive, let rotation, let tag):
             host.patch32(at: branch, to: host.position)
             emitMiss(record, isExclusive: isExclusive, rotation: rotation, tag: tag)
+        case .outside(let record, let branch):
+            host.patch32(at: branch, to: host.position)
+            emitOutside(record)
         case .siteWithFlags(let site, let branch, let base, let displacement, let retry, let after):
             host.patch32(at: branch, to: host.position)
             emitMissWithFlags(site, base, displacement, retry: retry, after: after)

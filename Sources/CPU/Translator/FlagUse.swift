@@ -30,7 +30,8 @@ struct FlagUse {
             let mask: UInt64 = i.pointee.size == 8 ? 63 : 31
             let isZero = byCL || i.pointee.immediate & mask == 0
             self.init(reads: isZero, kills: !isZero)
-        case .mov, .movImmediate, .movzxByte, .movzxWord, .movsxByte, .movsxWord, .movsxd, .lea, .push, .pop,
+        case .mov, .movImmediate, .movOffsetLoad, .movOffsetStore, .movzxByte, .movzxWord, .movsxByte, .movsxWord,
+            .movsxd, .lea, .push, .pop,
             .pushImmediate, .leave, .not, .nop, .pause, .lfence, .mfence, .sfence, .bswap, .xchg, .cbw, .cwd, .div,
             .idiv, .movs, .stos:
             self.init(reads: false, kills: false)

@@ -173,8 +173,8 @@ struct HostAssembler {
     }
 
     /// lea target, [index << scale + displacement32].
-    mutating func leaScaled(_ target: Int, index: Int, scale: Int, displacement: Int) {
-        bytes(0x48 | (target >= 8 ? 4 : 0) | (index >= 8 ? 2 : 0), 0x8D, (target & 7) << 3 | 4)
+    mutating func leaScaled(_ target: Int, index: Int, scale: Int, displacement: Int, size: Int = 8) {
+        bytes((size == 8 ? 0x48 : 0x40) | (target >= 8 ? 4 : 0) | (index >= 8 ? 2 : 0), 0x8D, (target & 7) << 3 | 4)
         byte(scale << 6 | (index & 7) << 3 | 5)
         word32(displacement)
     }

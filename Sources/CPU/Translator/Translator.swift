@@ -7,8 +7,8 @@ internal import Glibc
 extension Processor {
     /// Makes the first instruction of a new block count its entries.
     func watchForTranslation(_ first: Insn, _ count: Int) {
-        guard let threshold = execution.threshold, count > 0, state.pointee.mode == CodeMode.bits64,
-            arena.isAvailable
+        guard let threshold = execution.threshold, count > 0, arena.isAvailable,
+            state.pointee.mode == CodeMode.bits64 || state.pointee.is_flat32 != 0
         else { return }
         first.pointee.block_length = UInt8(truncatingIfNeeded: count)
         first.pointee.countdown = threshold
@@ -120,7 +120,7 @@ private let accessHelper: TranslatedHelper = { s, i, address in
     // executed as it was, and what follows looked up again.
     let interpreted = i.pointee.interpreted
     let invalidations = s.pointee.invalidated_pages
-    if (address & pageMask) &+ size <= pageSize, isCanonical(address), kind & 4 == 0 || address & (size &- 1) == 0,
+    if (address & pageMask) &+ size <= pageSize, isAddress(s, address), kind & 4 == 0 || address & (size &- 1) == 0,
         let target = resolveData(s, address, kind & AccessKind.readWrite), let host = target.host,
         kind & AccessKind.write == 0 || !holdsCode(s, target.guestPhysical),
         invalidations == s.pointee.invalidated_pages
@@ -130,6 +130,11 @@ private let accessHelper: TranslatedHelper = { s, i, address in
     s.pointee.stop = UInt32(MARTLET_STOP_NONE)
     s.pointee.leave_with = unsafeBitCast(interpreted, to: Handler.self)(s, i)
     return nil
+}
+
+/// Whether an effective address is a linear one as it is: 32-bit code's that is not would have to wrap, and pass limits.
+private func isAddress(_ s: State, _ address: UInt64) -> Bool {
+    s.pointee.mode == CodeMode.bits64 ? isCanonical(address) : address >> 32 == 0
 }
 
 private func holdsCode(_ s: State, _ guestPhysical: UInt64) -> Bool {
