@@ -77,6 +77,9 @@ extension BlockTranslator {
 
         /// How far a group's distance is rotated before it is compared: bits that must be 0 become the highest.
         var rotation = 0
+
+        /// How many low bits of the address must be 0.
+        var alignmentBits: Int { isAligned ? size.trailingZeroBitCount : 0 }
     }
 
     /// The checked memory operand of an instruction. Flags that matter are kept in the state meanwhile.
@@ -86,11 +89,18 @@ extension BlockTranslator {
         }
         heldAddend = nil
         let keepsFlags = flagsLive[index]
+        let checksSegment = isFlat32 && i.pointee.segment >= UInt8(SegmentRegister.fs)
+        if keepsFlags, i.pointee.hops == 0, options.hasBMI2, !checksSegment {
+            let record = siteRecord(i, access, flags: UInt8(MARTLET_SITE_FLAGS), limit: access.size)
+            if let record {
+                compareKeepingFlags(record, .operand(i), span: access.size, rotation: access.alignmentBits)
+            }
+            return .pointer
+        }
         if keepsFlags { saveFlags() }
         let retry = beginCompare()
         computeAddress(i, into: HostRegister.scratch2)
-        let limit =
-            isFlat32 && i.pointee.segment >= UInt8(SegmentRegister.fs) ? addSegment32(i, size: access.size) : nil
+        let limit = checksSegment ? addSegment32(i, size: access.size) : nil
         guard let record = siteRecord(i, access, flags: keepsFlags ? UInt8(MARTLET_SITE_FLAGS) : 0, limit: access.size)
         else { return .pointer }
         if let limit { deferred.append(.outside(record: address(record), branch: limit)) }
@@ -145,10 +155,13 @@ extension BlockTranslator {
         }
         heldAddend = nil
         let keepsFlags = flagsLive[index]
-        if keepsFlags, !access.isAligned, i.pointee.hops == 0, options.hasBMI2 {
+        if keepsFlags, i.pointee.hops == 0, options.hasBMI2 {
             let flags = UInt8(MARTLET_SITE_ADDEND | MARTLET_SITE_FLAGS)
             let record = siteRecord(i, access, flags: flags, limit: access.size)
-            if let record { compareKeepingFlags(record, base, displacement, span: access.size) }
+            let source = AddressSource.based(base, displacement: displacement)
+            if let record {
+                compareKeepingFlags(record, source, span: access.size, rotation: access.alignmentBits)
+            }
             return operand
         }
         if keepsFlags { saveFlags() }
@@ -176,11 +189,12 @@ extension BlockTranslator {
         let access = Access(
             kind: group.writes ? AccessKind.write : AccessKind.read, size: group.alignment,
             rotation: group.alignment.trailingZeroBitCount)
-        if keepsFlags, i.pointee.hops == 0, options.hasBMI2, access.rotation == 0 {
+        if keepsFlags, i.pointee.hops == 0, options.hasBMI2 {
             let flags = UInt8(MARTLET_SITE_GROUP | MARTLET_SITE_FLAGS)
             guard let record = siteRecord(i, access, flags: flags, limit: span) else { return }
             plan.groups[number].record = address(record)
-            compareKeepingFlags(record, base, origin + group.low, span: span)
+            let source = AddressSource.based(base, displacement: origin + group.low)
+            compareKeepingFlags(record, source, span: span, rotation: access.rotation)
             return
         }
         if keepsFlags { saveFlags() }
@@ -246,40 +260,63 @@ extension BlockTranslator {
         host.operation(0x8B, size: 8, reg: HostRegister.scratch, .record(record + UInt64(SITE_ADDEND)))
     }
 
-    /// The compare of a site without a change to the flags, and the addend in `scratch`. RCX waits in the state: both
-    /// ends of the access, relative to the tag, must be 0 above the page offset.
+    /// How the guest address of a compare that keeps the flags is had.
+    enum AddressSource {
+        case based(Int, displacement: Int)
+        case operand(Insn)
+    }
+
+    /// The compare of a site without a change to the flags. RCX waits in the state: both ends of the access, relative to
+    /// the tag, must be 0 above the page offset; bits that must be 0 below it are rotated there. Afterwards `scratch` has
+    /// the addend, or for an operand its host address.
     private mutating func compareKeepingFlags(
-        _ site: UnsafeMutablePointer<martlet_site>, _ base: Int, _ displacement: Int, span: Int
+        _ site: UnsafeMutablePointer<martlet_site>, _ source: AddressSource, span: Int, rotation: Int = 0
     ) {
         let (rcx, scratch, distance) = (HostRegister.rcx, HostRegister.scratch, HostRegister.scratch2)
         site.pointee.may_hop = options.groupsAccesses ? 1 : 0
         let retry = beginCompare()
+        if case .operand(let i) = source { computeAddress(i, into: distance) }
         host.operation(0x8B, size: 8, reg: scratch, .record(address(site)))
         host.operation(0xF7, size: 8, reg: 2, .register(scratch))
-        host.lea(distance, base: base, index: scratch, displacement: displacement + 1)
+        switch source {
+        case .based(let base, let displacement):
+            host.lea(distance, base: base, index: scratch, displacement: displacement + 1)
+        case .operand: host.lea(distance, base: distance, index: scratch, displacement: 1)
+        }
+        if rotation > 0 { host.rotateRight(distance, by: rotation) }
         host.store(rcx, toState: rcx * 8)
-        host.moveImmediate64(rcx, 12)
+        host.moveImmediate64(rcx, UInt64(12 - rotation))
         host.shiftRight(scratch, distance, by: rcx)
-        host.lea(distance, base: distance, displacement: span - 1)
-        host.shiftRight(rcx, distance, by: rcx)
-        host.lea(rcx, base: rcx, index: scratch, displacement: 0)
+        let last = (span - 1) >> rotation
+        if last > 0 {
+            host.lea(distance, base: distance, displacement: last)
+            host.shiftRight(rcx, distance, by: rcx)
+            host.lea(rcx, base: rcx, index: scratch, displacement: 0)
+        } else {
+            host.move(rcx, scratch)
+        }
         let isSame = host.jumpIfRCXIsZero()
         let miss = host.jump(nil)
         host.patch8(at: isSame, to: host.position)
         host.load(rcx, fromState: rcx * 8)
+        if case .operand(let i) = source { computeAddress(i, into: distance) }
         loadAddend(address(site))
+        if case .operand = source { host.lea(scratch, base: scratch, index: distance, displacement: 0) }
         deferred.append(
-            .siteWithFlags(
-                site: site, branch: miss, base: base, displacement: displacement, retry: retry, after: host.position))
+            .siteWithFlags(site: site, branch: miss, source: source, retry: retry, after: host.position))
     }
 
     /// A miss with the flags in the host's: they wait in the state.
     mutating func emitMissWithFlags(
-        _ site: UnsafeMutablePointer<martlet_site>, _ base: Int, _ displacement: Int, retry: Int, after: Int
+        _ site: UnsafeMutablePointer<martlet_site>, _ source: AddressSource, retry: Int, after: Int
     ) {
         host.load(HostRegister.rcx, fromState: HostRegister.rcx * 8)
         saveFlags()
-        host.lea(HostRegister.scratch, base: base, displacement: displacement)
+        switch source {
+        case .based(let base, let displacement):
+            host.lea(HostRegister.scratch, base: base, displacement: displacement)
+        case .operand(let i): computeAddress(i, into: HostRegister.scratch)
+        }
         host.leaRecord(HostRegister.scratch2, address(site))
         host.jumpThroughState(Int(MARTLET_SITE_MISS))
         let start = host.position

@@ -49,7 +49,7 @@ struct BlockTranslator {
         case outside(record: UInt64, branch: Int)
         /// The same for a compare that left the flags alone.
         case siteWithFlags(
-            site: UnsafeMutablePointer<martlet_site>, branch: Int, base: Int, displacement: Int, retry: Int, after: Int)
+            site: UnsafeMutablePointer<martlet_site>, branch: Int, source: AddressSource, retry: Int, after: Int)
         /// A direct branch to another block of the page that is not linked yet: the branch's distance to be patched.
         case link(insn: Insn, place: Int, offset: Int)
         /// The same, because of the attention word: stays.
@@ -231,9 +231,9 @@ struct BlockTranslator {
         case .outside(let record, let branch):
             host.patch32(at: branch, to: host.position)
             emitOutside(record)
-        case .siteWithFlags(let site, let branch, let base, let displacement, let retry, let after):
+        case .siteWithFlags(let site, let branch, let source, let retry, let after):
             host.patch32(at: branch, to: host.position)
-            emitMissWithFlags(site, base, displacement, retry: retry, after: after)
+            emitMissWithFlags(site, source, retry: retry, after: after)
         case .link(let i, let place, let offset): emitUnlinked(i, place, offset)
         case .leavesPage(let i, let place, let offset):
             host.patch32(at: place, to: host.position)

@@ -190,6 +190,12 @@ struct HostAssembler {
         byte(0xC0 | (target & 7) << 3 | (source & 7))
     }
 
+    /// rorx register, register, count: the flags stay.
+    mutating func rotateRight(_ register: Int, by count: Int) {
+        bytes(0xC4, (register >= 8 ? 0x43 : 0xE3), 0xFB, 0xF0)
+        bytes(0xC0 | (register & 7) << 3 | (register & 7), count)
+    }
+
     mutating func moveImmediate64(_ target: Int, _ value: UInt64) {
         if value <= 0xFFFF_FFFF {
             if target >= 8 { byte(0x41) }
