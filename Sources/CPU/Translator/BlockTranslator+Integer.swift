@@ -5,6 +5,9 @@ internal import CHost
 extension BlockTranslator {
     /// False: not after all; the interpreter takes it.
     mutating func lower(_ i: Insn, _ mnemonic: Mnemonic, _ index: Int) -> Bool {
+        if mnemonic != .vector, Self.usesHighByte(i, mnemonic, isMemory: Self.isMemory(i)) {
+            return highByte(i, mnemonic)
+        }
         switch mnemonic {
         case .add, .or, .adc, .sbb, .and, .sub, .xor, .cmp, .test: arithmetic(i, mnemonic, index)
         case .mov, .movImmediate: move(i, index)
@@ -16,6 +19,7 @@ extension BlockTranslator {
         case .inc, .dec, .neg, .not: unary(i, mnemonic, index)
         case .rol, .ror, .rcl, .rcr, .shl, .shr, .sal, .sar: shift(i, index)
         case .lea: lea(i)
+        case .shld, .shrd: doubleShift(i, index)
         case .imul2: intoRegister(i, index, opcode: 0xAF, map: 1)
         case .bsf: intoRegister(i, index, opcode: 0xBC, map: 1)
         case .bsr: intoRegister(i, index, opcode: 0xBD, map: 1)
@@ -242,6 +246,24 @@ extension BlockTranslator {
         }
     }
 
+    /// SHLD and SHRD by an immediate or by CL.
+    mutating func doubleShift(_ i: Insn, _ index: Int) {
+        let size = Int(i.pointee.size)
+        let opcode = Int(i.pointee.opcode)
+        let byCL = i.pointee.operation == Form.egCL.rawValue
+        let count = Int(i.pointee.immediate & 0xFF)
+        var rm = HostOperand.pointer
+        if Self.isMemory(i) {
+            rm = operandAccess(i, index, Access(kind: AccessKind.readWrite, size: size))
+        } else {
+            rm = .register(fetch(i.pointee.rm, into: HostRegister.scratch))
+        }
+        let source = fetch(i.pointee.reg, into: HostRegister.scratch2)
+        host.operation(map: 1, opcode, size: size, reg: source, rm)
+        if !byCL { host.byte(count) }
+        if !Self.isMemory(i) { keep(HostRegister.scratch, i.pointee.rm) }
+    }
+
     /// Read, change, write one operand in place.
     mutating func modify(
         _ i: Insn, _ index: Int, _ emit: (inout HostAssembler, HostOperand, Bool) -> Void
@@ -438,5 +460,63 @@ extension BlockTranslator {
             host.bytes(rex, 0x0F, 0xC8 | target & 7)
         }
         keep(target, i.pointee.rm)
+    }
+}
+
+// AH, CH, DH and BH exist where no REX prefix is (SDM vol. 2 §2.2.1.2), so only without R8 to R15, among which are the
+// scratch registers and the guest's RSP: between registers alone. Code of 32 bits uses them often.
+
+extension BlockTranslator {
+    static func isNativeHighByte(_ i: Insn, _ mnemonic: Mnemonic) -> Bool {
+        if isMemory(i) { return false }
+        switch mnemonic {
+        case .add, .or, .adc, .sbb, .and, .sub, .xor, .cmp, .test, .mov, .movImmediate, .inc, .dec, .neg, .not, .rol,
+            .ror,
+            .rcl, .rcr, .shl, .shr, .sal, .sar, .set:
+            return true
+        case .movzxByte, .movsxByte:
+            let number = i.pointee.reg >> 3
+            return number < 8 && number != 4
+        default: return false
+        }
+    }
+
+    /// The number of a byte register in an instruction without REX.
+    private static func byteNumber(_ offset: UInt8) -> Int { Int(offset >> 3) + (offset & 7 != 0 ? 4 : 0) }
+
+    mutating func highByte(_ i: Insn, _ mnemonic: Mnemonic) -> Bool {
+        guard Self.isNativeHighByte(i, mnemonic) else { return false }
+        let rm = HostOperand.register(Self.byteNumber(i.pointee.rm))
+        let reg = Self.byteNumber(i.pointee.reg)
+        let extensionNumber = Int(i.pointee.modrm >> 3 & 7)
+        let form = Form(rawValue: i.pointee.operation) ?? .none
+        // `bind` has put destination into rm and source into reg for both forms of two registers.
+        let hasImmediate = form != .eg && form != .ge
+        switch mnemonic {
+        case .add, .or, .adc, .sbb, .and, .sub, .xor, .cmp, .test:
+            let number = mnemonic == .test ? 0 : Self.arithmeticNumber(mnemonic)
+            if hasImmediate {
+                host.operation(mnemonic == .test ? 0xF6 : 0x80, size: 1, reg: number, rm)
+                host.byte(Int(i.pointee.immediate & 0xFF))
+            } else {
+                host.operation(mnemonic == .test ? 0x84 : number << 3, size: 1, reg: reg, rm)
+            }
+        case .mov, .movImmediate:
+            host.operation(hasImmediate ? 0xC6 : 0x88, size: 1, reg: hasImmediate ? 0 : reg, rm)
+            if hasImmediate { host.byte(Int(i.pointee.immediate & 0xFF)) }
+        case .inc: host.operation(0xFE, size: 1, reg: 0, rm)
+        case .dec: host.operation(0xFE, size: 1, reg: 1, rm)
+        case .not: host.operation(0xF6, size: 1, reg: 2, rm)
+        case .neg: host.operation(0xF6, size: 1, reg: 3, rm)
+        case .set: host.operation(map: 1, Int(i.pointee.opcode), size: 1, reg: 0, rm)
+        case .movzxByte, .movsxByte:
+            let opcode = mnemonic == .movzxByte ? 0xB6 : 0xBE
+            host.operation(map: 1, opcode, size: Int(i.pointee.size), reg: Int(i.pointee.reg >> 3), rm)
+        default:
+            let byCL = form == .eCL
+            host.operation(byCL ? 0xD2 : 0xC0, size: 1, reg: extensionNumber, rm)
+            if !byCL { host.byte(Int(i.pointee.immediate & 0xFF)) }
+        }
+        return true
     }
 }

@@ -149,7 +149,7 @@ struct BlockTranslator {
     }
 
     /// AH, CH, DH or BH as an operand. What stands for a register number may also extend the opcode or mean nothing.
-    private static func usesHighByte(_ i: Insn, _ mnemonic: Mnemonic, isMemory: Bool) -> Bool {
+    static func usesHighByte(_ i: Insn, _ mnemonic: Mnemonic, isMemory: Bool) -> Bool {
         if !isMemory, i.pointee.rm & 7 != 0 { return true }
         if i.pointee.reg & 7 == 0 { return false }
         switch Form(rawValue: i.pointee.operation) ?? .none {
@@ -179,7 +179,7 @@ struct BlockTranslator {
         let memory = isMemory(i)
         if memory, !hasSimpleAddress(i) { return false }
         if mnemonic == .vector { return nativeVector(i) != nil }
-        if usesHighByte(i, mnemonic, isMemory: memory) { return false }
+        if usesHighByte(i, mnemonic, isMemory: memory) { return isNativeHighByte(i, mnemonic) }
         switch mnemonic {
         case .add, .or, .adc, .sbb, .and, .sub, .xor, .cmp, .test, .mov, .movImmediate, .inc, .dec, .neg, .not,
             .movzxByte, .movzxWord, .movsxByte, .movsxWord, .lea, .rol, .ror, .rcl, .rcr, .shl, .shr, .sal, .sar,
@@ -187,7 +187,8 @@ struct BlockTranslator {
             .bswap, .cbw, .cwd, .clc, .stc, .cmc, .nop, .pause:
             return mnemonic != .lea || isFlat32(i) || i.pointee.flags & InsnFlag.complexAddress == 0
         case .movsxd: return i.pointee.size != 2
-        case .div, .idiv: return i.pointee.size >= 4
+        // A count beyond 16 bits is the interpreter's to define.
+        case .div, .idiv, .shld, .shrd: return i.pointee.size >= 4
         case .bt, .bts, .btr, .btc: return !memory || i.pointee.operation != Form.eg.rawValue
         case .cmpxchg8b: return true
         case .push: return Int(i.pointee.size) == slotSize(i) && (!memory || isFlat32(i))
