@@ -69,12 +69,9 @@ public final class Processor {
 
     /// A processor in the power-on state (SDM vol. 3A table 9-1).
     public init(apicID: Int) {
-        let size = MemoryLayout<martlet_cpu>.stride
-        let memory = mmap(nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-        precondition(memory != MAP_FAILED, "no memory for a vCPU's state")
-        state = memory!.bindMemory(to: martlet_cpu.self, capacity: 1)
+        state = EngineMemory.map(1, of: martlet_cpu.self)
         stubs = StubCache()
-        siteLists = Self.allocateSiteLists()
+        siteLists = EngineMemory.map(Self.siteListCapacity, of: UnsafeMutableRawPointer?.self)
         state.pointee.local_sites = siteLists
         state.pointee.global_sites = siteLists + CodeArena.recordCapacity
         state.pointee.owner = Unmanaged.passUnretained(self).toOpaque()
@@ -88,31 +85,23 @@ public final class Processor {
 
     deinit {
         releasePageCode()
-        munmap(siteLists, 2 * CodeArena.recordCapacity * MemoryLayout<UnsafeMutableRawPointer?>.stride)
-        munmap(state, MemoryLayout<martlet_cpu>.stride)
+        EngineMemory.unmap(siteLists, Self.siteListCapacity)
+        EngineMemory.unmap(state, 1)
     }
 
-    /// Two lists that each have room for every site; touched as far as they are used.
-    private static func allocateSiteLists() -> UnsafeMutablePointer<UnsafeMutableRawPointer?> {
-        let count = 2 * CodeArena.recordCapacity
-        let size = count * MemoryLayout<UnsafeMutableRawPointer?>.stride
-        let memory = mmap(nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-        precondition(memory != MAP_FAILED, "no address space for the lists of sites")
-        return memory!.bindMemory(to: UnsafeMutableRawPointer?.self, capacity: count)
-    }
+    /// Two lists that each have room for every site.
+    private static let siteListCapacity = 2 * CodeArena.recordCapacity
 
     /// Bytes of memory that the state, the lists of sites and the map of code pages take now.
     var residentTables: Int {
-        let lists = 2 * CodeArena.recordCapacity * MemoryLayout<UnsafeMutableRawPointer?>.stride
+        let lists = Self.siteListCapacity * MemoryLayout<UnsafeMutableRawPointer?>.stride
         let pages = max(1, pageCodeCount) * MemoryLayout<martlet_page_code>.stride
         return host_resident_size(state, MemoryLayout<martlet_cpu>.stride) + host_resident_size(siteLists, lists)
             + (state.pointee.page_code.map { host_resident_size($0, pages) } ?? 0)
     }
 
     private func releasePageCode() {
-        if let table = state.pointee.page_code {
-            munmap(table, max(1, pageCodeCount) * MemoryLayout<martlet_page_code>.stride)
-        }
+        if let table = state.pointee.page_code { EngineMemory.unmap(table, pageCodeCount) }
         state.pointee.page_code = nil
     }
 
@@ -128,10 +117,7 @@ public final class Processor {
         }
         state.pointee.slot_count = UInt32(slots.count)
         pageCodeCount = Int(pages)
-        let size = max(1, pageCodeCount) * MemoryLayout<martlet_page_code>.stride
-        let memory = mmap(nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-        precondition(memory != MAP_FAILED, "no address space for the code map")
-        state.pointee.page_code = memory!.bindMemory(to: martlet_page_code.self, capacity: max(1, pageCodeCount))
+        state.pointee.page_code = EngineMemory.map(pageCodeCount, of: martlet_page_code.self)
         dirtyPages =
             slots.contains { $0.flags & slotLogsDirty != 0 } ? Array(repeating: 0, count: Int(pages + 63) / 64) : []
         writtenPages = []

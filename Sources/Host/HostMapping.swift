@@ -17,21 +17,33 @@ public struct HostError: Error, Equatable, CustomStringConvertible {
     public var description: String { "\(operation): \(reason)" }
 }
 
-/// An anonymous mapping of host memory, page-aligned, zero-filled on first touch, unmapped with its last owner.
+/// An anonymous mapping of host memory, page-aligned, zero-filled on first touch, between inaccessible pages, unmapped
+/// with its last owner.
 public final class HostMapping: @unchecked Sendable {
     // SAFETY: address and size never change; what lies behind the address is shared memory that its users treat so.
     public let address: UnsafeMutableRawPointer
     public let size: Int
+    /// Bytes of address space on each side, where an access ends the process; a huge page, so that the memory between
+    /// them is aligned as without them.
+    private static let guardSize = 2 << 20
 
     /// Maps `size` bytes (a multiple of 4096) without reserving swap.
     public init(size: Int) throws(HostError) {
-        let result = mmap(nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        let (wholeSize, isTooLarge) = size.addingReportingOverflow(2 * Self.guardSize)
+        let result =
+            isTooLarge
+            ? MAP_FAILED : mmap(nil, wholeSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
         guard let result, result != MAP_FAILED else {
-            throw HostError("Cannot map \(size >> 20) MiB of memory", errorNumber: errno)
+            throw HostError("Cannot map \(size >> 20) MiB of memory", errorNumber: isTooLarge ? ENOMEM : errno)
         }
-        address = result
+        address = result + Self.guardSize
+        if mprotect(address, size, PROT_READ | PROT_WRITE) != 0 {
+            let number = errno
+            munmap(result, wholeSize)
+            throw HostError("Cannot map \(size >> 20) MiB of memory", errorNumber: number)
+        }
         self.size = size
     }
 
-    deinit { munmap(address, size) }
+    deinit { munmap(address - Self.guardSize, size + 2 * Self.guardSize) }
 }
