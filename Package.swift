@@ -67,7 +67,7 @@ let package = Package(
             swiftSettings: strict),
         .executableTarget(name: "martlet", dependencies: ["CommandLineTool"], swiftSettings: strict),
         .testTarget(
-            name: "SoftKVMTests", dependencies: ["CHost", "Host", "Hypervisor", "SoftKVM", "X86"],
+            name: "SoftKVMTests", dependencies: ["CHost", "Fuzzing", "Host", "Hypervisor", "SoftKVM", "X86"],
             swiftSettings: strict),
         .testTarget(
             name: "GuestMemoryTests", dependencies: ["GuestMemory", "Host", "X86"], swiftSettings: strict),
@@ -84,11 +84,14 @@ let package = Package(
             name: "CTestHost", path: "Tests/Support/CTestHost",
             cSettings: [.unsafeFlags(["-Wall", "-Wextra", "-Werror"])],
             linkerSettings: hasZydis ? [.linkedLibrary("Zydis")] : []),
+        // Seeds and time of the fuzz tests.
+        .target(name: "Fuzzing", path: "Tests/Support/Fuzzing", swiftSettings: strict),
         .testTarget(
-            name: "CPUTests", dependencies: ["CHost", "CPU", "CTestHost", "GuestMemory", "X86"], swiftSettings: strict),
+            name: "CPUTests", dependencies: ["CHost", "CPU", "CTestHost", "Fuzzing", "GuestMemory", "X86"],
+            swiftSettings: strict),
         .testTarget(name: "DeviceModelTests", dependencies: ["DeviceModel"], swiftSettings: strict),
         .testTarget(
-            name: "PlatformTests", dependencies: ["DeviceModel", "GuestMemory", "Host", "Platform", "X86"],
+            name: "PlatformTests", dependencies: ["DeviceModel", "Fuzzing", "GuestMemory", "Host", "Platform", "X86"],
             swiftSettings: strict),
         .testTarget(
             name: "VMMTests", dependencies: ["CHost", "DeviceModel", "Hypervisor", "Platform", "VMM", "X86"],

@@ -17,6 +17,13 @@
 #include <termios.h>
 #include <time.h>
 
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#include <sanitizer/asan_interface.h>
+#define HAS_ADDRESS_SANITIZER 1
+#endif
+#endif
+
 #define NANOSECONDS 1000000000ull
 
 static long result_or_errno(long result) { return result < 0 ? -errno : result; }
@@ -306,3 +313,21 @@ size_t host_resident_size(const void *start, size_t size) {
 }
 
 long host_random(void *buffer, size_t count) { return result_or_errno(getrandom(buffer, count, 0)); }
+
+// MARK: AddressSanitizer
+
+void host_poison(const void *start, size_t size) {
+#ifdef HAS_ADDRESS_SANITIZER
+    __asan_poison_memory_region(start, size);
+#else
+    (void)start, (void)size;
+#endif
+}
+
+void host_unpoison(const void *start, size_t size) {
+#ifdef HAS_ADDRESS_SANITIZER
+    __asan_unpoison_memory_region(start, size);
+#else
+    (void)start, (void)size;
+#endif
+}

@@ -1,5 +1,4 @@
 internal import CHost
-internal import Glibc
 
 /// Decoded instructions: blocks of straight-line code, found by guest-physical address and code size, listed by page so
 /// that a store can drop them. Bounded: when the arena is full everything is dropped.
@@ -18,29 +17,27 @@ final class CodeCache {
         var nextInPage: UInt32
     }
 
+    /// Poisoned as far as it is free (AddressSanitizer): what still leads there after a `reset` is found.
     private let instructions: Insn
     private let blocks: UnsafeMutablePointer<Block>
     private let hash: UnsafeMutablePointer<UInt32>
     private(set) var instructionCount = 0
+    /// The end of the last `reserve`.
+    private var reservedCount = 0
     /// Block 0 means none.
     private(set) var blockCount = 1
 
     init() {
-        func allocate<T>(_ count: Int, _ type: T.Type) -> UnsafeMutablePointer<T> {
-            let size = count * MemoryLayout<T>.stride
-            let memory = mmap(nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-            precondition(memory != MAP_FAILED, "no address space for the decoded-code cache")
-            return memory!.bindMemory(to: T.self, capacity: count)
-        }
-        instructions = allocate(Self.instructionCapacity, martlet_insn.self)
-        blocks = allocate(Self.blockCapacity, Block.self)
-        hash = allocate(Self.hashSize, UInt32.self)
+        instructions = EngineMemory.map(Self.instructionCapacity, of: martlet_insn.self)
+        blocks = EngineMemory.map(Self.blockCapacity, of: Block.self)
+        hash = EngineMemory.map(Self.hashSize, of: UInt32.self)
+        poisonFreeInstructions()
     }
 
     deinit {
-        munmap(instructions, Self.instructionCapacity * MemoryLayout<martlet_insn>.stride)
-        munmap(blocks, Self.blockCapacity * MemoryLayout<Block>.stride)
-        munmap(hash, Self.hashSize * MemoryLayout<UInt32>.stride)
+        EngineMemory.unmap(instructions, Self.instructionCapacity)
+        EngineMemory.unmap(blocks, Self.blockCapacity)
+        EngineMemory.unmap(hash, Self.hashSize)
     }
 
     static func key(_ guestPhysical: UInt64, mode: UInt8, isUser: Bool) -> UInt64 {
@@ -73,6 +70,8 @@ final class CodeCache {
     /// Room for a block of up to `count` instructions, or nil when the arena is full.
     func reserve(_ count: Int) -> Insn? {
         guard instructionCount + count <= Self.instructionCapacity, blockCount < Self.blockCapacity else { return nil }
+        host_unpoison(instructions + instructionCount, count * MemoryLayout<martlet_insn>.stride)
+        reservedCount = instructionCount + count
         return instructions + instructionCount
     }
 
@@ -86,6 +85,14 @@ final class CodeCache {
         page.pointee.first_block = UInt32(blockCount)
         blockCount += 1
         instructionCount += count
+        host_poison(
+            instructions + instructionCount, (reservedCount - instructionCount) * MemoryLayout<martlet_insn>.stride)
+    }
+
+    private func poisonFreeInstructions() {
+        host_poison(
+            instructions + instructionCount,
+            (Self.instructionCapacity - instructionCount) * MemoryLayout<martlet_insn>.stride)
     }
 
     /// Drops the blocks of one page. Their instructions stay, each turned into `stale`, since links to them and the
@@ -141,5 +148,6 @@ final class CodeCache {
         hash.update(repeating: 0, count: Self.hashSize)
         instructionCount = 0
         blockCount = 1
+        poisonFreeInstructions()
     }
 }

@@ -50,6 +50,7 @@ public enum Execution: Sendable, Equatable {
 public final class Processor {
     public let state: State
     private let siteLists: UnsafeMutablePointer<UnsafeMutableRawPointer?>
+    private let siteNumbers: UnsafeMutablePointer<UInt32>
     let cache = CodeCache()
     let tables = OpcodeTables.shared
     let stubs: StubCache
@@ -78,18 +79,14 @@ public final class Processor {
 
     /// A processor in the power-on state (SDM vol. 3A table 9-1).
     public init(apicID: Int) {
-        let size = MemoryLayout<martlet_cpu>.stride
-        let memory = mmap(nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-        precondition(memory != MAP_FAILED, "no memory for a vCPU's state")
-        state = memory!.bindMemory(to: martlet_cpu.self, capacity: 1)
+        state = EngineMemory.map(1, of: martlet_cpu.self)
         stubs = StubCache()
-        siteLists = Self.allocateSiteLists()
+        siteLists = EngineMemory.map(Self.siteListCapacity, of: UnsafeMutableRawPointer?.self)
         state.pointee.local_sites = siteLists
         state.pointee.global_sites = siteLists + CodeArena.recordCapacity
-        let numbers = UnsafeMutableRawPointer(siteLists + 2 * CodeArena.recordCapacity)
-            .bindMemory(to: UInt32.self, capacity: 2 * CodeArena.recordCapacity)
-        state.pointee.local_site_numbers = numbers
-        state.pointee.global_site_numbers = numbers + CodeArena.recordCapacity
+        siteNumbers = EngineMemory.map(Self.siteListCapacity, of: UInt32.self)
+        state.pointee.local_site_numbers = siteNumbers
+        state.pointee.global_site_numbers = siteNumbers + CodeArena.recordCapacity
         state.pointee.owner = Unmanaged.passUnretained(self).toOpaque()
         state.pointee.apic_base = 0xFEE0_0900
         state.pointee.physical_address_mask = 0xFF_FFFF_FFFF
@@ -101,33 +98,26 @@ public final class Processor {
 
     deinit {
         releasePageCode()
-        munmap(siteLists, Self.siteListsSize)
-        munmap(state, MemoryLayout<martlet_cpu>.stride)
+        EngineMemory.unmap(siteLists, Self.siteListCapacity)
+        EngineMemory.unmap(siteNumbers, Self.siteListCapacity)
+        EngineMemory.unmap(state, 1)
     }
 
-    /// Two lists that each have room for every site, and the page numbers beside them; touched as far as they are used.
-    private static let siteListsSize =
-        2 * CodeArena.recordCapacity * (MemoryLayout<UnsafeMutableRawPointer?>.stride + MemoryLayout<UInt32>.stride)
-
-    private static func allocateSiteLists() -> UnsafeMutablePointer<UnsafeMutableRawPointer?> {
-        let memory = mmap(
-            nil, siteListsSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-        precondition(memory != MAP_FAILED, "no address space for the lists of sites")
-        return memory!.bindMemory(to: UnsafeMutableRawPointer?.self, capacity: 2 * CodeArena.recordCapacity)
-    }
+    /// Two lists that each have room for every site.
+    private static let siteListCapacity = 2 * CodeArena.recordCapacity
 
     /// Bytes of memory that the state, the lists of sites and the map of code pages take now.
     var residentTables: Int {
+        let lists = Self.siteListCapacity * MemoryLayout<UnsafeMutableRawPointer?>.stride
+        let numbers = Self.siteListCapacity * MemoryLayout<UInt32>.stride
         let pages = max(1, pageCodeCount) * MemoryLayout<martlet_page_code>.stride
         return host_resident_size(state, MemoryLayout<martlet_cpu>.stride)
-            + host_resident_size(siteLists, Self.siteListsSize)
+            + host_resident_size(siteLists, lists) + host_resident_size(siteNumbers, numbers)
             + (state.pointee.page_code.map { host_resident_size($0, pages) } ?? 0)
     }
 
     private func releasePageCode() {
-        if let table = state.pointee.page_code {
-            munmap(table, max(1, pageCodeCount) * MemoryLayout<martlet_page_code>.stride)
-        }
+        if let table = state.pointee.page_code { EngineMemory.unmap(table, pageCodeCount) }
         state.pointee.page_code = nil
     }
 
@@ -143,10 +133,7 @@ public final class Processor {
         }
         state.pointee.slot_count = UInt32(slots.count)
         pageCodeCount = Int(pages)
-        let size = max(1, pageCodeCount) * MemoryLayout<martlet_page_code>.stride
-        let memory = mmap(nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-        precondition(memory != MAP_FAILED, "no address space for the code map")
-        state.pointee.page_code = memory!.bindMemory(to: martlet_page_code.self, capacity: max(1, pageCodeCount))
+        state.pointee.page_code = EngineMemory.map(pageCodeCount, of: martlet_page_code.self)
         dirtyPages =
             slots.contains { $0.flags & slotLogsDirty != 0 } ? Array(repeating: 0, count: Int(pages + 63) / 64) : []
         writtenPages = []

@@ -17,30 +17,39 @@ public struct HostError: Error, Equatable, CustomStringConvertible {
     public var description: String { "\(operation): \(reason)" }
 }
 
-/// An anonymous mapping of host memory, page-aligned, zero-filled on first touch, unmapped with its last owner.
+/// An anonymous mapping of host memory, page-aligned, zero-filled on first touch, between inaccessible pages, unmapped
+/// with its last owner.
 public final class HostMapping: @unchecked Sendable {
     // SAFETY: address and size never change; what lies behind the address is shared memory that its users treat so.
     public let address: UnsafeMutableRawPointer
     public let size: Int
+    /// Address space with the memory inside: at least a huge page on each side, where an access ends the process.
+    private let reservation: UnsafeMutableRawPointer
+    private let reservedSize: Int
+    private static let hugePageSize = 2 << 20
 
     /// Maps `size` bytes (a multiple of 4096) without reserving swap, in huge pages where the host has and allows them.
     public init(size: Int) throws(HostError) {
-        let reserved = size + Self.hugePageSize
-        let result = mmap(nil, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        let (reservedSize, isTooLarge) = size.addingReportingOverflow(3 * Self.hugePageSize)
+        let result =
+            isTooLarge
+            ? MAP_FAILED : mmap(nil, reservedSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
         guard let result, result != MAP_FAILED else {
-            throw HostError("Cannot map \(size >> 20) MiB of memory", errorNumber: errno)
+            throw HostError("Cannot map \(size >> 20) MiB of memory", errorNumber: isTooLarge ? ENOMEM : errno)
         }
-        // Only aligned addresses can be huge pages; what is mapped around them goes back.
-        let excess = -Int(bitPattern: result) & (Self.hugePageSize - 1)
-        address = result + excess
-        self.size = size
-        if excess > 0 { munmap(result, excess) }
-        if excess < Self.hugePageSize { munmap(address + size, Self.hugePageSize - excess) }
+        // Only aligned addresses can be huge pages.
+        address = result + (-Int(bitPattern: result) & (Self.hugePageSize - 1)) + Self.hugePageSize
+        if mprotect(address, size, PROT_READ | PROT_WRITE) != 0 {
+            let number = errno
+            munmap(result, reservedSize)
+            throw HostError("Cannot map \(size >> 20) MiB of memory", errorNumber: number)
+        }
         // A host without huge pages refuses, and all is as before.
         _ = madvise(address, size, MADV_HUGEPAGE)
+        reservation = result
+        self.reservedSize = reservedSize
+        self.size = size
     }
 
-    private static let hugePageSize = 2 << 20
-
-    deinit { munmap(address, size) }
+    deinit { munmap(reservation, reservedSize) }
 }

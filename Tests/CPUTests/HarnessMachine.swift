@@ -43,20 +43,22 @@ struct Trapped: Equatable {
     var rsp: UInt64
 }
 
-/// Memory with inaccessible pages around it: what leaves a slot ends the process at once.
+/// Memory with inaccessible pages around it: what leaves a slot ends the process at once, also by a few pages, as the
+/// rest of a repetition would.
 final class GuardedMemory {
     let bytes: UnsafeMutableRawPointer
     let size: Int
+    private static let guardSize = 1 << 20
 
     init(size: Int) {
         self.size = size
-        let whole = mmap(nil, size + 8192, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        let whole = mmap(nil, size + 2 * Self.guardSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
         precondition(whole != MAP_FAILED, "no memory for a test machine")
-        bytes = whole! + 4096
+        bytes = whole! + Self.guardSize
         precondition(mprotect(bytes, size, PROT_READ | PROT_WRITE) == 0)
     }
 
-    deinit { munmap(bytes - 4096, size + 8192) }
+    deinit { munmap(bytes - Self.guardSize, size + 2 * Self.guardSize) }
 }
 
 /// A processor with RAM from guest-physical 0, and the tables that a test needs in each mode.

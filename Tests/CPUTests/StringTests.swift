@@ -1,4 +1,5 @@
 internal import CHost
+internal import Fuzzing
 internal import Glibc
 import Testing
 
@@ -161,7 +162,11 @@ import Testing
             prefix: dice.pick([0, 0xF3, 0xF3, 0xF3, 0xF2]))
     }
 
-    @Test(arguments: 1...8) func random(seed: UInt64) throws {
+    @Test func random() throws {
+        for seed in FuzzSeeds(count: 8) { try random(seed) }
+    }
+
+    private func random(_ seed: UInt64) throws {
         var dice = Dice(seed: seed)
         let machine = TestMachine()
         machine.enterPagedLong()

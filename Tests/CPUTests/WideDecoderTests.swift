@@ -70,7 +70,7 @@ struct WideDecoderTests {
         ("AVX512_VBMI2", .vbmi2), ("AVX512_VBMI", .vbmi), ("AVX512_VNNI", .vnni), ("AVX512_BITALG", .bitalg),
         ("AVX512_VPOPCNTDQ", .vpopcntdq), ("AVX512_IFMA", .ifma), ("AVX512_GFNI", .gfni), ("AVX512_VAES", .vaes),
         ("AVX512_VPCLMULQDQ", .vpclmulqdq), ("AVX512_BF16", .bf16), ("AVX512", .avx512), ("AVX2", .avx2),
-        ("AVX_GFNI", .gfni), ("AVX_VNNI", .avxVNNI), ("AVXAES", .aes), ("AVX", .avx), ("FMA", .fma),
+        ("AVX_GFNI", .gfni), ("GFNI", .gfni), ("AVX_VNNI", .avxVNNI), ("AVXAES", .aes), ("AVX", .avx), ("FMA", .fma),
         ("F16C", .f16c), ("VAES", .vaes), ("VPCLMULQDQ", .vpclmulqdq), ("BMI1", .bmi1), ("BMI2", .bmi2),
     ]
 

@@ -1,4 +1,5 @@
 import DeviceModel
+import Fuzzing
 import Testing
 
 @testable import Platform
@@ -126,18 +127,19 @@ import Testing
         #expect(restored.load(1) == 77)
     }
 
-    @Test(arguments: 1...4 as ClosedRange<UInt64>)
-    func randomAccesses(seed: UInt64) throws {
-        var random = SeededGenerator(seed)
-        let clock = clock
-        let rtc = CMOSRTC(layout: try PhysicalMemoryMap(memorySize: 1 << 30), line: line, wallClock: { clock.now })
-        for _ in 0..<2000 {
-            rtc.store(random.next() % 14, 0)
-            if random.next() & 1 == 0 { _ = rtc.load(1) } else { rtc.store(random.next() & 0xFF, 1) }
-            clock.advance(by: .milliseconds(Int64(random.next() % 3000)))
+    @Test func randomAccesses() throws {
+        for seed in FuzzSeeds(count: 4) {
+            var random = SeededGenerator(seed)
+            let clock = clock
+            let rtc = CMOSRTC(layout: try PhysicalMemoryMap(memorySize: 1 << 30), line: line, wallClock: { clock.now })
+            for _ in 0..<2000 {
+                rtc.store(random.next() % 14, 0)
+                if random.next() & 1 == 0 { _ = rtc.load(1) } else { rtc.store(random.next() & 0xFF, 1) }
+                clock.advance(by: .milliseconds(Int64(random.next() % 3000)))
+            }
+            #expect(rtc.endureRandomAccesses(seed: seed, count: 2000, span: 3), "seed \(seed)")
+            rtc.store(0x0D, 0)
+            #expect(rtc.load(1) == 0x80)
         }
-        #expect(rtc.endureRandomAccesses(seed: seed, count: 2000, span: 3))
-        rtc.store(0x0D, 0)
-        #expect(rtc.load(1) == 0x80)
     }
 }

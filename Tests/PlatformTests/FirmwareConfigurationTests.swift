@@ -1,4 +1,5 @@
 import DeviceModel
+import Fuzzing
 import GuestMemory
 import Testing
 import X86
@@ -98,18 +99,20 @@ import X86
         #expect(restored.load(1) == UInt64(UInt8(ascii: "M")))
     }
 
-    @Test(arguments: 1...4 as ClosedRange<UInt64>)
-    func randomDescriptors(seed: UInt64) throws {
-        var random = SeededGenerator(seed)
-        #expect(device.endureRandomAccesses(seed: seed, count: 2000, span: 13))
-        for _ in 0..<200 {
-            let descriptor = random.next() % 0x10_0000 &+ 0x20_0000
-            let control =
-                UInt32(truncatingIfNeeded: random.next() % 64) | UInt32(truncatingIfNeeded: random.next() % 64) << 16
-            let length = UInt32(truncatingIfNeeded: random.next() >> (random.next() % 32 + 32))
-            let result = try dma(control, length, random.next() % 0x40_0000, at: descriptor)
-            // The transfer may have overwritten its own descriptor.
-            if length < 0x1000, control & 2 == 0 { #expect(result <= 1) }
+    @Test func randomDescriptors() throws {
+        for seed in FuzzSeeds(count: 4) {
+            var random = SeededGenerator(seed)
+            #expect(device.endureRandomAccesses(seed: seed, count: 2000, span: 13), "seed \(seed)")
+            for _ in 0..<200 {
+                let descriptor = random.next() % 0x10_0000 &+ 0x20_0000
+                let control =
+                    UInt32(truncatingIfNeeded: random.next() % 64) | UInt32(truncatingIfNeeded: random.next() % 64)
+                    << 16
+                let length = UInt32(truncatingIfNeeded: random.next() >> (random.next() % 32 + 32))
+                let result = try dma(control, length, random.next() % 0x40_0000, at: descriptor)
+                // The transfer may have overwritten its own descriptor.
+                if length < 0x1000, control & 2 == 0 { #expect(result <= 1) }
+            }
         }
     }
 }

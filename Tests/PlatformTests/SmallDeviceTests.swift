@@ -1,4 +1,5 @@
 import DeviceModel
+import Fuzzing
 import Testing
 
 @testable import Platform
@@ -73,11 +74,12 @@ import Testing
         #expect(restored.load(0) == 0x55)
     }
 
-    @Test(arguments: 1...4 as ClosedRange<UInt64>)
-    func randomAccesses(seed: UInt64) {
-        #expect(controller.endureRandomAccesses(seed: seed, span: 6))
-        for _ in 0..<I8042State.outputLimit { _ = controller.load(0) }
-        #expect(controller.load(4) & 0x01 == 0, "the output queue is bounded")
+    @Test func randomAccesses() {
+        for seed in FuzzSeeds(count: 4) {
+            #expect(controller.endureRandomAccesses(seed: seed, span: 6), "seed \(seed)")
+            for _ in 0..<I8042State.outputLimit { _ = controller.load(0) }
+            #expect(controller.load(4) & 0x01 == 0, "the output queue is bounded")
+        }
     }
 }
 
@@ -126,7 +128,7 @@ import Testing
     }
 
     @Test func randomAccesses() {
-        for seed in UInt64(1)...4 {
+        for seed in FuzzSeeds(count: 4) {
             #expect(SystemControlPortA {}.endureRandomAccesses(seed: seed, count: 2000, span: 3))
             #expect(ISADebugExit { _ in }.endureRandomAccesses(seed: seed, count: 2000, span: 6))
             #expect(GuestStatusPort().endureRandomAccesses(seed: seed, count: 2000, span: 3))
@@ -181,10 +183,11 @@ import Testing
         #expect(restored.load(4, .double) == 0x0600_0000)
     }
 
-    @Test(arguments: 1...4 as ClosedRange<UInt64>)
-    func randomAccesses(seed: UInt64) {
-        #expect(bridge.endureRandomAccesses(seed: seed))
-        #expect(bridge.load(0, .double) & 0x7F00_0003 == 0)
+    @Test func randomAccesses() {
+        for seed in FuzzSeeds(count: 4) {
+            #expect(bridge.endureRandomAccesses(seed: seed), "seed \(seed)")
+            #expect(bridge.load(0, .double) & 0x7F00_0003 == 0)
+        }
     }
 }
 
@@ -242,9 +245,10 @@ import Testing
         #expect(restored.load(2, .word) == 0x0100)
     }
 
-    @Test(arguments: 1...4 as ClosedRange<UInt64>)
-    func randomAccesses(seed: UInt64) {
-        #expect(device.endureRandomAccesses(seed: seed, span: 18))
-        #expect(device.load(4, .word) & 0x2001 == 1)
+    @Test func randomAccesses() {
+        for seed in FuzzSeeds(count: 4) {
+            #expect(device.endureRandomAccesses(seed: seed, span: 18), "seed \(seed)")
+            #expect(device.load(4, .word) & 0x2001 == 1)
+        }
     }
 }

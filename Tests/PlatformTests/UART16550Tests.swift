@@ -1,4 +1,5 @@
 import DeviceModel
+import Fuzzing
 import Testing
 
 @testable import Platform
@@ -183,14 +184,16 @@ import Testing
         }
     }
 
-    @Test(arguments: 1...4 as ClosedRange<UInt64>)
-    func randomAccesses(seed: UInt64) {
-        #expect(uart.endureRandomAccesses(seed: seed, span: 9))
-        #expect((0...16).contains(uart.inputSpace))
-        uart.store(0, 4)
-        uart.store(0, 1)
-        uart.store(0x03, 3)
-        #expect(line.level == false, "no interrupt is enabled")
+    @Test func randomAccesses() {
+        for seed in FuzzSeeds(count: 4) {
+            #expect(uart.endureRandomAccesses(seed: seed, span: 9), "seed \(seed)")
+            #expect((0...16).contains(uart.inputSpace))
+            // First of all the line control register: with its bit 7 the next one would be a divisor's.
+            uart.store(0x03, 3)
+            uart.store(0, 4)
+            uart.store(0, 1)
+            #expect(line.level == false, "seed \(seed): no interrupt is enabled")
+        }
     }
 
     @Test func outputBufferSignalsOnceAndRefusesWhenFull() {

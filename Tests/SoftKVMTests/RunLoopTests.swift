@@ -289,11 +289,17 @@ private let spin: [UInt8] = [0xeb, 0xfe]  // jmp itself
             ], irqChip: true)
         machine.setVector(0x24, to: RealModeMachine.handler)
         machine.load([0xff, 0x06, 0x00, 0x05, 0xcf], at: RealModeMachine.handler)
+        let isAwake = Atomic<Bool>(false)
         let thread = try HostThread(name: "device") {
-            HostClock.sleep(nanoseconds: 20_000_000)
-            try? machine.machine.setIRQLine(GSI(4), level: true)
+            // Edges, since one before the controller is initialized is lost; the handler keeps it in service.
+            while !isAwake.load(ordering: .relaxed) {
+                HostClock.sleep(nanoseconds: 20_000_000)
+                try? machine.machine.setIRQLine(GSI(4), level: false)
+                try? machine.machine.setIRQLine(GSI(4), level: true)
+            }
         }
         #expect(try machine.run() == .io(port: IOPort(0xf4), size: 1, count: 1, isWrite: true))
+        isAwake.store(true, ordering: .relaxed)
         thread.join()
         #expect(machine.word(0x500) == 1)
     }

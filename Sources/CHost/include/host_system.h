@@ -87,4 +87,11 @@ long host_online_processors(void);
 size_t host_resident_size(const void *_Nonnull start, size_t size);
 long host_random(void *_Nonnull buffer, size_t count);
 
+// MARK: AddressSanitizer
+
+/// Under AddressSanitizer: instrumented code must not touch this part of a mapping that is cut up by ourselves, or may
+/// again. Nothing otherwise.
+void host_poison(const void *_Nonnull start, size_t size);
+void host_unpoison(const void *_Nonnull start, size_t size);
+
 #endif

@@ -5,7 +5,8 @@ internal import Glibc
 final class LockstepMemory {
     private struct Copy {
         var slot: martlet_slot
-        var bytes: UnsafeMutableRawPointer
+        var memory: UnsafeMutablePointer<UInt8>
+        var bytes: UnsafeMutableRawPointer { UnsafeMutableRawPointer(memory) }
         var size: Int { Int(slot.size) }
     }
 
@@ -14,7 +15,7 @@ final class LockstepMemory {
     deinit { release() }
 
     private func release() {
-        for copy in copies { munmap(copy.bytes, copy.size) }
+        for copy in copies { EngineMemory.unmap(copy.memory, copy.size) }
         copies = []
     }
 
@@ -34,7 +35,7 @@ final class LockstepMemory {
             }
         if !isSame {
             release()
-            copies = writable.map { Copy(slot: $0, bytes: Self.map(Int($0.size))) }
+            copies = writable.map { Copy(slot: $0, memory: EngineMemory.map(Int($0.size), of: UInt8.self)) }
         }
         for index in copies.indices {
             copies[index].slot = writable[index]
@@ -44,16 +45,10 @@ final class LockstepMemory {
         return slots.map { slot in
             guard slot.flags & slotReadOnly == 0, slot.host != nil else { return slot }
             var shadow = slot
-            shadow.host = copies[next].bytes.assumingMemoryBound(to: UInt8.self)
+            shadow.host = copies[next].memory
             next += 1
             return shadow
         }
-    }
-
-    private static func map(_ size: Int) -> UnsafeMutableRawPointer {
-        let memory = mmap(nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-        guard let memory, memory != MAP_FAILED else { preconditionFailure("no address space for lockstep's memory") }
-        return memory
     }
 
     /// Pages of zeros are not touched in fresh memory: most of a guest's RAM is never used.

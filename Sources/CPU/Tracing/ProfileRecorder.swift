@@ -13,6 +13,7 @@ public struct TranslatedBlock: Equatable, Sendable {
 /// Counts what a vCPU is at, by a timer of its thread (CHost/profile.c), and knows where its translated blocks are.
 public final class ProfileRecorder {
     private static let sampleBits: UInt32 = 18
+    private static let sampleCapacity = 1 << Int(sampleBits)
     /// Blocks begin 16 bytes apart (CodeArena).
     private static let placeCapacity = CodeArena.size / 16
 
@@ -21,25 +22,19 @@ public final class ProfileRecorder {
     public private(set) var blocks: [TranslatedBlock] = []
 
     fileprivate init(_ state: State, code: martlet_range, records: martlet_range, instructions: martlet_range) {
-        func allocate<T>(_ count: Int, _ type: T.Type) -> UnsafeMutablePointer<T> {
-            let size = count * MemoryLayout<T>.stride
-            let memory = mmap(nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-            precondition(memory != MAP_FAILED, "no address space for a profile")
-            return memory!.bindMemory(to: T.self, capacity: count)
-        }
         profile = .allocate(capacity: 1)
         profile.initialize(
             to: martlet_profile(
                 cpu: state, code: code, records: records, instructions: instructions,
-                places: allocate(Self.placeCapacity, martlet_code_place.self), place_count: 0,
-                sample_bits: Self.sampleBits, samples: allocate(1 << Int(Self.sampleBits), martlet_sample.self),
+                places: EngineMemory.map(Self.placeCapacity, of: martlet_code_place.self), place_count: 0,
+                sample_bits: Self.sampleBits, samples: EngineMemory.map(Self.sampleCapacity, of: martlet_sample.self),
                 lost: 0, stack_end: 0, timer: 0, is_running: 0))
     }
 
     deinit {
         martlet_profile_stop(profile)
-        munmap(profile.pointee.places, Self.placeCapacity * MemoryLayout<martlet_code_place>.stride)
-        munmap(profile.pointee.samples, MemoryLayout<martlet_sample>.stride << Int(Self.sampleBits))
+        EngineMemory.unmap(profile.pointee.places, Self.placeCapacity)
+        EngineMemory.unmap(profile.pointee.samples, Self.sampleCapacity)
         profile.deallocate()
     }
 

@@ -23,12 +23,14 @@ final class CodeArena {
             writable = data
             executable = code
             records = near
+            poisonFreeRecords()
         }
     }
 
     deinit {
         if let writable, let executable, let records {
             martlet_unmap_code(Self.size, writable, executable)
+            host_unpoison(records, Self.recordBytes)
             munmap(records, Self.recordBytes)
         }
     }
@@ -71,7 +73,14 @@ final class CodeArena {
         guard let records, usedRecords < Self.recordCapacity else { return nil }
         let record = records + usedRecords * MemoryLayout<martlet_site>.stride
         usedRecords += 1
+        host_unpoison(record, MemoryLayout<martlet_site>.stride)
         return record
+    }
+
+    private func poisonFreeRecords() {
+        guard let records else { return }
+        let used = usedRecords * MemoryLayout<martlet_site>.stride
+        host_poison(records + used, Self.recordBytes - used)
     }
 
     /// Makes the branch whose distance is at the executable address `place` lead to `code`.
@@ -107,5 +116,6 @@ final class CodeArena {
         }
         used = 0
         usedRecords = 0
+        poisonFreeRecords()
     }
 }
