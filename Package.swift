@@ -67,7 +67,7 @@ let package = Package(
         .target(
             name: "CommandLineTool",
             dependencies: [
-                "Host", "KernelKVM", "Platform", "SoftKVM", "VMM", "X86",
+                "Disk", "Host", "KernelKVM", "Platform", "SoftKVM", "VMM", "X86",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
