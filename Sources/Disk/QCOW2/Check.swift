@@ -87,6 +87,8 @@ struct ImageWalk {
     private var exclusive: Set<UInt64> = []
     /// The table of counts itself is wrong: it is made anew.
     private var needsNewBlocks = false
+    /// Entries of the reference count table whose block is another's, too: looking at it once is enough.
+    private var repeatedBlocks: Set<Int> = []
     private(set) var report = CheckReport()
 
     init(_ metadata: QCOW2Metadata, repairsAll: Bool) {
@@ -124,7 +126,7 @@ struct ImageWalk {
         guard size > 0 else { return true }
         let bits = metadata.clusterBits
         guard offset & (metadata.clusterSize - 1) == 0, offset != 0, offset >> bits < metadata.endCluster,
-            size <= 1 << 40
+            size <= 64 << 20, (offset + size - 1) >> bits < metadata.endCluster
         else {
             corruption("\(name) is at \(offset), outside of the file or where no cluster starts")
             return false
@@ -140,6 +142,7 @@ struct ImageWalk {
         _ name: String, _ l1: inout [UInt64], at l1Offset: UInt64, isActive: Bool
     ) throws(DiskError) {
         guard addTable("the L1 table of \(name)", l1Offset, UInt64(l1.count) * 8) else { return }
+        var seen: Set<UInt64> = []
         for (index, raw) in l1.enumerated() where raw != 0 {
             let entry = L1Entry(rawValue: raw)
             guard entry.tableOffset != 0 else { continue }
@@ -152,6 +155,10 @@ struct ImageWalk {
                 continue
             }
             counter.add(entry.tableOffset >> metadata.clusterBits)
+            guard seen.insert(entry.tableOffset).inserted else {
+                corruption("two L1 entries of \(name) name the L2 table at \(entry.tableOffset)")
+                continue
+            }
             try countTable(entry.tableOffset, of: name, isActive: isActive)
         }
     }
@@ -257,7 +264,10 @@ struct ImageWalk {
                 continue
             }
             let cluster = entry >> metadata.clusterBits
-            if counter[cluster] > 0 { needsNewBlocks = true }
+            if counter[cluster] > 0 {
+                needsNewBlocks = true
+                repeatedBlocks.insert(index)
+            }
             exclusive.insert(cluster)
             counter.add(cluster)
         }
@@ -269,7 +279,7 @@ struct ImageWalk {
         if repairsAll, needsNewBlocks { try dropBlocks() }
         // Block by block: what no block counts and nobody refers to needs no look, and a sparse file has much of it.
         let perBlock = UInt64(1) << metadata.refcountBlockBits
-        for (index, block) in metadata.refcountTable.enumerated() where block != 0 {
+        for (index, block) in metadata.refcountTable.enumerated() where block != 0 && !repeatedBlocks.contains(index) {
             let first = UInt64(index) * perBlock
             for cluster in first..<first + perBlock { try compareCount(cluster, repair) }
         }
@@ -323,6 +333,7 @@ struct ImageWalk {
         // The old blocks are not counted any more.
         counter = ReferenceCounter()
         exclusive = []
+        repeatedBlocks = []
         let before = report
         try countAll()
         report = before

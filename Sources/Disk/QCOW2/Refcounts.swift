@@ -150,7 +150,12 @@ extension QCOW2Metadata {
 
     /// Moves the end behind clusters that have references although the file ends before them.
     func skipUsedEnd() throws(DiskError) {
-        while try refcount(endCluster) != 0 { endCluster += 1 }
+        // Some are left by preallocation or a crash; a table that counts without end is a hostile one.
+        let limit = endCluster + (1 << 20)
+        while try refcount(endCluster) != 0 {
+            endCluster += 1
+            if endCluster > limit { throw corruption("clusters behind the end of the file have references") }
+        }
     }
 
     /// A cluster at the end becomes a table of zeros.
