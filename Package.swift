@@ -34,6 +34,11 @@ let package = Package(
         .target(name: "Host", dependencies: ["CHost"], swiftSettings: strict),
         .target(name: "GuestMemory", dependencies: ["CHost", "Host", "X86"], swiftSettings: strict),
 
+        // zlib and zstd (Debian: zlib1g-dev, libzstd-dev), inside the binary.
+        .target(
+            name: "CCompression", cSettings: [.unsafeFlags(["-Wall", "-Wextra", "-Werror"])],
+            linkerSettings: [.unsafeFlags(["-Xlinker", "-l:libzstd.a", "-Xlinker", "-l:libz.a"])]),
+
         // Engine floor
         .target(name: "X86", swiftSettings: safe),
         .target(name: "Hypervisor", dependencies: ["CHost", "GuestMemory", "X86"], swiftSettings: strict),
@@ -47,6 +52,7 @@ let package = Package(
 
         // Device floor
         .target(name: "DeviceModel", dependencies: ["GuestMemory", "Host"], swiftSettings: safe),
+        .target(name: "Disk", dependencies: ["CCompression", "Host"], swiftSettings: safe),
         .target(name: "Platform", dependencies: ["DeviceModel", "GuestMemory", "Host", "X86"], swiftSettings: safe),
 
         // Machine floor
@@ -61,7 +67,7 @@ let package = Package(
         .target(
             name: "CommandLineTool",
             dependencies: [
-                "Host", "KernelKVM", "Platform", "SoftKVM", "VMM", "X86",
+                "Disk", "Host", "KernelKVM", "Platform", "SoftKVM", "VMM", "X86",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
@@ -89,6 +95,7 @@ let package = Package(
         .testTarget(
             name: "CPUTests", dependencies: ["CHost", "CPU", "CTestHost", "Fuzzing", "GuestMemory", "X86"],
             swiftSettings: strict),
+        .testTarget(name: "DiskTests", dependencies: ["Disk", "Host"], swiftSettings: strict),
         .testTarget(name: "DeviceModelTests", dependencies: ["DeviceModel"], swiftSettings: strict),
         .testTarget(
             name: "PlatformTests", dependencies: ["DeviceModel", "Fuzzing", "GuestMemory", "Host", "Platform", "X86"],

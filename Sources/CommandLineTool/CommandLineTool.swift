@@ -12,12 +12,12 @@ public enum CommandLineTool {
             try command.run()
             return 0
         } catch {
-            return report(error)
+            return report(error, verb: arguments.first)
         }
     }
 
     /// Help and version go to standard output; trouble is one line on standard error.
-    private static func report(_ error: any Error) -> Int32 {
+    private static func report(_ error: any Error, verb: String?) -> Int32 {
         if let status = error as? ExitStatus { return status.rawValue }
         let exitCode = Martlet.exitCode(for: error)
         if exitCode.isSuccess {
@@ -31,8 +31,10 @@ public enum CommandLineTool {
         }
         // The parser's message without its usage text; several lines become one.
         let lines = Martlet.message(for: error).split(separator: "\n").joined(separator: " ")
-        let hint = lines.contains("Unexpected argument") ? " A command for the guest goes after --." : ""
-        Message.error(lines + (lines.hasSuffix(".") ? "" : ".") + hint + " See: martlet run --help")
+        let isImage = verb == "image"
+        let hint = !isImage && lines.contains("Unexpected argument") ? " A command for the guest goes after --." : ""
+        let help = isImage ? "martlet image --help" : "martlet run --help"
+        Message.error(lines + (lines.hasSuffix(".") ? "" : ".") + hint + " See: \(help)")
         return ExitStatus.usage.rawValue
     }
 }
@@ -47,7 +49,8 @@ struct Martlet: ParsableCommand {
               martlet run                    a Linux shell in the default guest
               martlet run -- uname -a        one command in the default guest
               martlet doctor                 what this host offers, and what to do about it
+              martlet image --help           disk images
             """,
         version: "0.1.0",
-        subcommands: [RunCommand.self, DoctorCommand.self])
+        subcommands: [RunCommand.self, ImageCommand.self, DoctorCommand.self])
 }
