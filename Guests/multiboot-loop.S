@@ -2,7 +2,7 @@
 #include "multiboot.inc"
 _start:
     mov     $0x80000, %esp
-    mov     $30000000, %ecx
+    mov     $300000000, %ecx
     call    hot_loop
     exit_with 7
 

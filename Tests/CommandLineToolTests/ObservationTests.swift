@@ -113,7 +113,7 @@ struct ObservationTests {
         #expect(result.status == 15, "\(result.errors)")
         let counts = try profile(scratch.file("profile"))
         let name = hasSymbols ? "hot_loop" : "0x101000"
-        let inLoop = counts["kernel;\(name);interpreter"] ?? 0
+        let inLoop = counts["kernel;\(name);translated"] ?? 0
         let total = counts.values.reduce(0, +)
         #expect(total > 20, "\(counts)")
         #expect(Double(inLoop) > 0.8 * Double(total), "\(counts)")
