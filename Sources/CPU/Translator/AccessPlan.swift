@@ -52,10 +52,11 @@ struct AccessPlan {
 
     init() {}
 
-    init(first: Insn, count: Int) {
+    /// `copies`: the block in a row with itself.
+    init(first: Insn, count: Int, copies: Int) {
         wraps = BlockTranslator.isFlat32(first)
-        members = Array(repeating: nil, count: count * 2)
-        for index in 0..<count { note(first + index, index) }
+        members = Array(repeating: nil, count: count * copies * 2)
+        for index in 0..<count * copies { note(first + index % count, index) }
     }
 
     /// The group of an access, if it shares one.

@@ -68,7 +68,7 @@ extension BlockTranslator {
     // MARK: - Direct branches
 
     /// Distance of a direct branch's target from the page's start.
-    private func targetOffset(_ i: Insn) -> Int {
+    static func targetOffset(_ i: Insn) -> Int {
         Int(i.pointee.page_offset) + Int(i.pointee.length) + Int(truncatingIfNeeded: i.pointee.immediate)
     }
 
@@ -92,7 +92,7 @@ extension BlockTranslator {
     /// Goes to a direct branch's target.
     private mutating func branch(_ i: Insn, _ index: Int) {
         countPass(Int(i.pointee.position) + 1)
-        let target = targetOffset(i)
+        let target = Self.targetOffset(i)
         guard isInPage(target) else {
             loadTarget(target)
             goIndirect(i)
@@ -145,7 +145,8 @@ extension BlockTranslator {
 
     mutating func conditionalJump(_ i: Insn, _ index: Int) {
         let condition = Int(i.pointee.opcode & 15)
-        let target = targetOffset(i)
+        if index % count == count - 1, index + 1 < count * copies { return leaveRow(i, unless: condition) }
+        let target = Self.targetOffset(i)
         if !options.counts, target > Int(i.pointee.page_offset) || !isInPage(target) {
             let place = host.jump(condition)
             deferred.append(
@@ -157,6 +158,22 @@ extension BlockTranslator {
         let skip = host.jump(condition ^ 1)
         branch(i, index)
         host.patch32(at: skip, to: host.position)
+    }
+
+    /// The end of a pass that has another copy of the block behind it: there when the loop goes on. The last copy looks at
+    /// the attention word.
+    private mutating func leaveRow(_ i: Insn, unless condition: Int) {
+        let (end, offset) = (first + count, Int((first + count).pointee.page_offset))
+        let stays = options.counts ? host.jump(condition) : nil
+        countPass(count)
+        let place = options.counts ? host.jump(nil) : host.jump(condition ^ 1)
+        deferred.append(
+            isInPage(offset)
+                ? .link(insn: end, place: place, offset: offset) : .leavesPage(insn: end, place: place, offset: offset))
+        if let stays {
+            host.patch32(at: stays, to: host.position)
+            countPass(count)
+        }
     }
 
     mutating func directBranch(_ i: Insn, _ index: Int) { branch(i, index) }

@@ -9,6 +9,8 @@ struct BlockTranslator {
     let arena: CodeArena
     let first: Insn
     let count: Int
+    /// How often the block is laid out in a row.
+    let copies: Int
     /// 32-bit code with flat segments; else 64-bit code.
     let isFlat32: Bool
     let options: Options
@@ -70,14 +72,32 @@ struct BlockTranslator {
         self.count = count
         self.options = options
         plan = AccessPlan()
-        if options.groupsAccesses { plan = AccessPlan(first: first, count: count) }
+        copies = options.groupsAccesses ? Self.copies(first, count) : 1
+        if options.groupsAccesses { plan = AccessPlan(first: first, count: count, copies: copies) }
     }
+
+    /// A short loop that accesses memory is laid out several times in a row: compares, addends and vector registers then
+    /// serve several passes.
+    private static func copies(_ first: Insn, _ count: Int) -> Int {
+        let last = first + (count - 1)
+        guard last.pointee.mnemonic == Mnemonic.jcc.rawValue,
+            targetOffset(last) == Int(first.pointee.page_offset),
+            (0..<count).contains(where: { isMemory(first + $0) && first[$0].mnemonic != Mnemonic.lea.rawValue })
+        else { return 1 }
+        return max(1, min(4, longestRow / count))
+    }
+
+    /// In instructions.
+    private static let longestRow = 36
+
+    /// An instruction of the row of copies.
+    func instruction(_ index: Int) -> Insn { first + index % count }
 
     /// Emits the block; false when it does not fit.
     mutating func translate() -> Bool {
         analyseFlags()
-        for index in 0..<count {
-            let i = first + index
+        for index in 0..<count * copies {
+            let i = instruction(index)
             let mnemonic = Mnemonic(rawValue: i.pointee.mnemonic) ?? .invalid
             if !leavesScratch(i, mnemonic) { heldAddend = nil }
             if !(Self.isNative(i, mnemonic) && lower(i, mnemonic, index)) { callInterpreter(i) }
@@ -93,10 +113,11 @@ struct BlockTranslator {
     }
 
     private mutating func analyseFlags() {
-        flagsLive = Array(repeating: true, count: count + 1)
-        flagsLive[count] = options.readsFlags(Int((first + count).pointee.page_offset))
-        for index in stride(from: count - 1, through: 0, by: -1) {
-            let i = first + index
+        let total = count * copies
+        flagsLive = Array(repeating: true, count: total + 1)
+        flagsLive[total] = options.readsFlags(Int((first + count).pointee.page_offset))
+        for index in stride(from: total - 1, through: 0, by: -1) {
+            let i = instruction(index)
             let mnemonic = Mnemonic(rawValue: i.pointee.mnemonic) ?? .invalid
             let use = FlagUse(i, mnemonic, isNative: Self.isNative(i, mnemonic))
             flagsLive[index] = options.exactFlags || use.reads || (flagsLive[index + 1] && !use.kills)
