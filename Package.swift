@@ -49,11 +49,16 @@ let package = Package(
         .target(name: "DeviceModel", dependencies: ["GuestMemory", "Host"], swiftSettings: safe),
         .target(name: "Platform", dependencies: ["DeviceModel", "GuestMemory", "Host", "X86"], swiftSettings: safe),
 
+        .target(
+            name: "Virtio", dependencies: ["DeviceModel", "GuestMemory", "Host", "X86"], swiftSettings: safe),
+
         // Machine floor
         .target(
             name: "VMM",
             dependencies: [
-                "CHost", "DeviceModel", "GuestMemory", "Host", "Hypervisor", "KernelKVM", "Platform", "SoftKVM", "X86",
+                "CHost", "DeviceModel", "GuestMemory", "Host", "Hypervisor", "KernelKVM", "Platform", "SoftKVM",
+                "Virtio",
+                "X86",
             ],
             swiftSettings: safe),
 
@@ -61,7 +66,7 @@ let package = Package(
         .target(
             name: "CommandLineTool",
             dependencies: [
-                "Host", "KernelKVM", "Platform", "SoftKVM", "VMM", "X86",
+                "Host", "KernelKVM", "Platform", "SoftKVM", "VMM", "Virtio", "X86",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
@@ -91,12 +96,16 @@ let package = Package(
             name: "PlatformTests", dependencies: ["DeviceModel", "GuestMemory", "Host", "Platform", "X86"],
             swiftSettings: strict),
         .testTarget(
+            name: "VirtioTests", dependencies: ["DeviceModel", "GuestMemory", "Host", "Virtio", "X86"],
+            swiftSettings: strict),
+        .testTarget(
             name: "VMMTests", dependencies: ["CHost", "DeviceModel", "Hypervisor", "Platform", "VMM", "X86"],
             swiftSettings: strict),
         .testTarget(
             name: "CommandLineToolTests",
             dependencies: [
-                "CommandLineTool", "SoftKVM", "VMM", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                "CommandLineTool", "SoftKVM", "VMM", "Virtio",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
     ]
