@@ -45,7 +45,7 @@ extension Processor {
     }
 
     /// With breakpoints no instruction looks at attention. One that waits for its answer is done first.
-    private var hasAttentionBetweenBreakpoints: Bool {
+    var hasAttentionBetweenBreakpoints: Bool {
         let s = state
         return s.pointee.debug_armed != 0 && martlet_attention(s) == 1
             && s.pointee.mmio_count | UInt32(s.pointee.port_answered) | UInt32(s.pointee.interrupt_shadow) == 0

@@ -76,6 +76,21 @@ import Testing
         }
     }
 
+    /// A breakpoint on the first instruction of the handler of breakpoints: the guest does nothing else any more, and
+    /// attention is seen all the same.
+    @Test(arguments: executions) func attentionAmongBreakpoints(execution: Execution) {
+        let machine = TestMachine()
+        machine.processor.execution = execution
+        machine.enterProtected()
+        martlet_debug_registers(machine.state)[0] = Place.handlers + 16
+        martlet_debug_registers(machine.state)[7] = 0x402
+        updateBreakpoints(machine.state)
+        machine.state.setRegister(4, Place.userStack)
+        machine.state.pointee.rip = Place.handlers + 16
+        martlet_request_attention(machine.state)
+        #expect(machine.runProcessor() == .attention)
+    }
+
     /// A direct branch out of the address space faults itself, before it has pushed anything.
     @Test func directBranchOutOfTheAddressSpace() {
         let machine = TestMachine()

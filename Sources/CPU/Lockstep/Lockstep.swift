@@ -98,6 +98,7 @@ final class Lockstep {
             }
             if s.pointee.window_requested != 0, primary.canAcceptInterrupt { return .window }
             if primary.needsSingleStep {
+                if primary.hasAttentionBetweenBreakpoints { return .attention }
                 primary.singleStep()
                 shadow.singleStep()
             } else {
