@@ -55,11 +55,16 @@ let package = Package(
         .target(name: "Disk", dependencies: ["CCompression", "Host"], swiftSettings: safe),
         .target(name: "Platform", dependencies: ["DeviceModel", "GuestMemory", "Host", "X86"], swiftSettings: safe),
 
+        .target(
+            name: "Virtio", dependencies: ["DeviceModel", "GuestMemory", "Host", "X86"], swiftSettings: safe),
+
         // Machine floor
         .target(
             name: "VMM",
             dependencies: [
-                "CHost", "DeviceModel", "GuestMemory", "Host", "Hypervisor", "KernelKVM", "Platform", "SoftKVM", "X86",
+                "CHost", "DeviceModel", "GuestMemory", "Host", "Hypervisor", "KernelKVM", "Platform", "SoftKVM",
+                "Virtio",
+                "X86",
             ],
             swiftSettings: safe),
 
@@ -67,7 +72,7 @@ let package = Package(
         .target(
             name: "CommandLineTool",
             dependencies: [
-                "Disk", "Host", "KernelKVM", "Platform", "SoftKVM", "VMM", "X86",
+                "Disk", "Host", "KernelKVM", "Platform", "SoftKVM", "VMM", "Virtio", "X86",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
@@ -101,12 +106,16 @@ let package = Package(
             name: "PlatformTests", dependencies: ["DeviceModel", "Fuzzing", "GuestMemory", "Host", "Platform", "X86"],
             swiftSettings: strict),
         .testTarget(
+            name: "VirtioTests", dependencies: ["DeviceModel", "GuestMemory", "Host", "Virtio", "X86"],
+            swiftSettings: strict),
+        .testTarget(
             name: "VMMTests", dependencies: ["CHost", "DeviceModel", "Hypervisor", "Platform", "VMM", "X86"],
             swiftSettings: strict),
         .testTarget(
             name: "CommandLineToolTests",
             dependencies: [
-                "CommandLineTool", "SoftKVM", "VMM", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                "CommandLineTool", "SoftKVM", "VMM", "Virtio",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
     ]

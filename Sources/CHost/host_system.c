@@ -6,6 +6,7 @@
 #include <limits.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <linux/fs.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -62,7 +63,52 @@ long host_regular_file_size(int fd) {
     return S_ISREG(status.st_mode) ? status.st_size : -EINVAL;
 }
 
+long host_duplicate(int fd) { return result_or_errno(fcntl(fd, F_DUPFD_CLOEXEC, 0)); }
+
 long host_eventfd(void) { return result_or_errno(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)); }
+
+long host_image_size(int fd) {
+    struct stat status;
+    if (fstat(fd, &status) < 0) return -errno;
+    if (S_ISBLK(status.st_mode)) {
+        uint64_t size = 0;
+        if (ioctl(fd, BLKGETSIZE64, &size) < 0) return -errno;
+        return size > LONG_MAX ? -EFBIG : (long)size;
+    }
+    return host_regular_file_size(fd);
+}
+
+long host_lock_image(int fd, int exclusive) {
+    struct flock lock = {.l_type = exclusive ? F_WRLCK : F_RDLCK, .l_whence = SEEK_SET};
+    return result_or_errno(fcntl(fd, F_OFD_SETLK, &lock));
+}
+
+long host_preadv(int fd, const struct iovec *segments, size_t count, uint64_t offset) {
+    if (offset > INT64_MAX || count > IOV_MAX) return -EINVAL;
+    return result_or_errno(preadv(fd, segments, (int)count, (off_t)offset));
+}
+
+long host_pwritev(int fd, const struct iovec *segments, size_t count, uint64_t offset) {
+    if (offset > INT64_MAX || count > IOV_MAX) return -EINVAL;
+    return result_or_errno(pwritev(fd, segments, (int)count, (off_t)offset));
+}
+
+long host_fdatasync(int fd) { return result_or_errno(fdatasync(fd)); }
+
+static long change_range(int fd, int mode, uint64_t offset, uint64_t count) {
+    if (offset > INT64_MAX || count > INT64_MAX) return -EINVAL;
+    return result_or_errno(fallocate(fd, mode | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)count));
+}
+
+long host_punch_hole(int fd, uint64_t offset, uint64_t count) {
+    return change_range(fd, FALLOC_FL_PUNCH_HOLE, offset, count);
+}
+
+long host_zero_range(int fd, uint64_t offset, uint64_t count) {
+    return change_range(fd, FALLOC_FL_ZERO_RANGE, offset, count);
+}
+
+long host_release_pages(void *start, size_t count) { return result_or_errno(madvise(start, count, MADV_DONTNEED)); }
 
 long host_poll(struct pollfd *set, size_t count, int64_t timeout_ns) {
     struct timespec timeout = timespec_of(timeout_ns < 0 ? 0 : (uint64_t)timeout_ns);

@@ -154,6 +154,24 @@ public final class Processor {
         lockstep?.noteHostWrite(address, count: count)
     }
 
+    /// Whether `noteMemoryWritten` may have something to do; from any thread, while the slots do not change. Code that
+    /// the guest executed before it asked a device for these bytes is seen; a guest that executes bytes while a device
+    /// writes them may keep the old ones.
+    public func mayHoldCode(at address: UInt64, count: UInt64) -> Bool {
+        guard lockstep == nil else { return true }
+        var place = address & ~pageMask
+        while place < address &+ count {
+            if let slot = findSlot(state, place), let pages = state.pointee.page_code,
+                martlet_page_granules(pages + pageIndex(slot, place)) != 0
+            {
+                return true
+            }
+            place = place &+ pageSize
+            if place == 0 { break }
+        }
+        return false
+    }
+
     func dropCode(_ address: UInt64, count: UInt64) {
         var place = address
         var rest = count

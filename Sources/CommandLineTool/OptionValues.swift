@@ -95,15 +95,27 @@ enum TimeSpan {
     }
 }
 
-/// `--device NAME[,KEY=VALUE…]`: so far only isa-debug-exit.
-enum DeviceOption {
-    static func parse(_ text: String) throws -> DebugExitConfiguration {
+/// `--device NAME[,KEY=VALUE…]`.
+enum DeviceOption: Equatable {
+    case debugExit(DebugExitConfiguration)
+    case entropy
+
+    static func parse(_ text: String) throws -> DeviceOption {
         let parts = text.split(separator: ",", omittingEmptySubsequences: false)
-        guard parts.first == "isa-debug-exit" else {
-            throw ValidationError("The devices that can be added are: isa-debug-exit[,iobase=0xf4,iosize=4].")
+        switch parts.first {
+        case "isa-debug-exit": return .debugExit(try debugExit(parts.dropFirst()))
+        case "virtio-rng":
+            if let extra = parts.dropFirst().first { throw ValidationError("virtio-rng has no '\(extra)'.") }
+            return .entropy
+        default:
+            throw ValidationError(
+                "The devices that can be added are: isa-debug-exit[,iobase=0xf4,iosize=4], virtio-rng.")
         }
+    }
+
+    private static func debugExit(_ parts: ArraySlice<Substring>) throws -> DebugExitConfiguration {
         var result = DebugExitConfiguration()
-        for part in parts.dropFirst() {
+        for part in parts {
             let pair = part.split(separator: "=", maxSplits: 1).map(String.init)
             guard pair.count == 2, let value = number(pair[1]) else {
                 throw ValidationError("'\(part)' is not KEY=NUMBER; write iobase=0xf4 or iosize=4.")

@@ -22,6 +22,19 @@ struct RunCommand: ParsableCommand {
               martlet run --memory 2G --timeout 5m -- sh -c 'free; exit 3'
               martlet run --kernel bzImage --initrd rootfs.cpio.gz --append 'console=ttyS0 root=/dev/ram0'
               martlet run --kernel test.elf --device isa-debug-exit
+              truncate -s 1G disk.raw; martlet run --disk disk.raw -- sh -c 'echo hello >/dev/vda'
+
+            DISKS
+              --disk FILE[,readonly][,format=raw][,serial=NAME][,queues=N][,cache=MODE][,iops=N][,bps=SIZE]
+              FILE          a raw image or a block device; it is locked while the machine runs (several machines may
+                            share it if all have it readonly). A comma in its name is written twice.
+              readonly      the guest cannot write to it
+              serial=NAME   up to 20 characters, which the guest finds in /dev/disk/by-id and /sys/block/vda/serial
+              queues=N      1 to 16, by default 1
+              cache=MODE    writeback: safe after the guest's flushes (the default); writethrough: safe after each
+                            write; unsafe: flushes do nothing, for disks that are thrown away
+              iops=N        at most so many requests a second
+              bps=SIZE      at most so many bytes a second, such as 50M
 
             KEYS (when standard input is a terminal)
               Ctrl-A x      switch the machine off and leave
@@ -97,9 +110,18 @@ struct RunCommand: ParsableCommand {
     var noReboot = false
 
     @Option(
-        help: ArgumentHelp("Add a device: isa-debug-exit[,iobase=0xf4,iosize=4].", valueName: "device"),
+        help: ArgumentHelp(
+            "Add a disk (see DISKS); again for more: /dev/vda, /dev/vdb, … of the guest in this order.",
+            valueName: "file[,key=value]"),
+        transform: DiskOption.parse)
+    var disk: [DiskOption] = []
+
+    @Option(
+        help: ArgumentHelp(
+            "Add a device: isa-debug-exit[,iobase=0xf4,iosize=4], or virtio-rng, the host's random numbers; again for more.",
+            valueName: "device"),
         transform: DeviceOption.parse)
-    var device: DebugExitConfiguration?
+    var device: [DeviceOption] = []
 
     @Option(
         help: ArgumentHelp(

@@ -87,7 +87,19 @@ struct RunSession {
         return MachineConfiguration(
             memorySize: options.memory.bytes, kernel: kernel, modules: try modules(mode, guest),
             commandLine: commandLine(mode), serial: mode == .console ? .console : .defaultGuest,
-            debugExit: options.device, processor: options.cpu.model)
+            debugExit: debugExit, processor: options.cpu.model, devices: try devices(),
+            onDeviceTrouble: { Message.note($0) })
+    }
+
+    private var debugExit: DebugExitConfiguration? {
+        options.device.lazy.compactMap { if case .debugExit(let exit) = $0 { exit } else { nil } }.first
+    }
+
+    /// The disks first: the guest's names for them follow their order.
+    private func devices() throws(MachineError) -> [DeviceConfiguration] {
+        var devices: [DeviceConfiguration] = []
+        for disk in options.disk { devices.append(try disk.open()) }
+        return devices + options.device.filter { $0 == .entropy }.map { _ in .entropy }
     }
 
     private func modules(

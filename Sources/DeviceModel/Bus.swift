@@ -68,6 +68,12 @@ public struct Bus: Sendable {
     public mutating func attach(
         _ device: some BusDevice, named name: String, at base: UInt64, size: UInt64
     ) throws(BusConflict) {
+        try attach(any: device, named: name, at: base, size: size)
+    }
+
+    mutating func attach(
+        any device: any BusDevice, named name: String, at base: UInt64, size: UInt64
+    ) throws(BusConflict) {
         let index = entries.firstIndex { $0.base >= base } ?? entries.count
         let overlapsNext = index < entries.count && entries[index].base - base < size
         let overlapsPrevious = index > 0 && base - entries[index - 1].base < entries[index - 1].size

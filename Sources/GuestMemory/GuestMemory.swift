@@ -11,6 +11,18 @@ public struct GuestMemoryFault: Error, Equatable, CustomStringConvertible {
     public var description: String { "guest address \(address) (length \(length)) is not RAM" }
 }
 
+/// Some bytes of guest memory.
+public struct GuestMemoryRange: Hashable, Sendable {
+    public var base: GuestPhysicalAddress
+    /// Bytes, not negative.
+    public var count: Int
+
+    public init(base: GuestPhysicalAddress, count: Int) {
+        self.base = base
+        self.count = count
+    }
+}
+
 /// One contiguous range of guest-physical RAM or ROM backed by host memory.
 public struct MemoryRegion: Sendable {
     public let base: GuestPhysicalAddress
@@ -100,6 +112,52 @@ public final class GuestMemory: Sendable {
             if let base = source.baseAddress { target.copyMemory(from: base, byteCount: source.count) }
         }
         noteWrite(at: address, count: array.count)
+    }
+
+    // MARK: Rings
+
+    /// A ring's index or flags, which a guest's processor writes at the same time. `address` must be even.
+    public func loadAcquire(at address: GuestPhysicalAddress) throws(GuestMemoryFault) -> UInt16 {
+        guard address.rawValue & 1 == 0 else { throw GuestMemoryFault(address: address, length: 2) }
+        return host_load_acquire_16(try pointer(at: address, length: 2, forWriting: false))
+    }
+
+    /// Everything that was stored before is seen by whoever sees this value. `address` must be even.
+    public func storeRelease(_ value: UInt16, at address: GuestPhysicalAddress) throws(GuestMemoryFault) {
+        guard address.rawValue & 1 == 0 else { throw GuestMemoryFault(address: address, length: 2) }
+        host_store_release_16(try pointer(at: address, length: 2, forWriting: true), value)
+        noteWrite(at: address, count: 2)
+    }
+
+    // MARK: Transfers
+
+    /// The host memory behind ranges, each inside one region, for a system call to fill or to send. After it has filled
+    /// them, `noteTransfer` must be told the same ranges.
+    public func segments(
+        _ ranges: some Sequence<GuestMemoryRange>, forWriting: Bool
+    ) throws(GuestMemoryFault) -> IOSegments {
+        var buffers: [UnsafeMutableRawBufferPointer] = []
+        for range in ranges {
+            let start = try pointer(at: range.base, length: range.count, forWriting: forWriting)
+            buffers.append(UnsafeMutableRawBufferPointer(start: start, count: range.count))
+        }
+        return IOSegments(buffers, owner: self)
+    }
+
+    public func noteTransfer(into ranges: some Sequence<GuestMemoryRange>) {
+        for range in ranges { noteWrite(at: range.base, count: range.count) }
+    }
+
+    /// Gives the pages that lie wholly in a range back to the host; the guest finds zeroes there.
+    public func release(_ range: GuestMemoryRange) throws(GuestMemoryFault) {
+        let pageSize: UInt64 = 4096
+        let first = (range.base.rawValue &+ (pageSize - 1)) & ~(pageSize - 1)
+        let end = (range.base.rawValue &+ UInt64(clamping: range.count)) & ~(pageSize - 1)
+        guard first >= range.base.rawValue, end > first else { return }
+        let count = Int(clamping: end - first)
+        let start = try pointer(at: GuestPhysicalAddress(first), length: count, forWriting: true)
+        _ = host_release_pages(start, count)
+        noteWrite(at: GuestPhysicalAddress(first), count: count)
     }
 
     /// An engine that keeps what it derived from guest memory wants to know of each write.

@@ -9,6 +9,12 @@ public final class EventNotifier: Sendable {
         owned = FileDescriptor(owning: Int32(truncatingIfNeeded: try check(host_eventfd(), "Cannot make an eventfd")))
     }
 
+    /// Another end of somebody's eventfd, which may then close its own.
+    public init(duplicating descriptor: Int32) throws(HostError) {
+        let result = try check(host_duplicate(descriptor), "Cannot use an eventfd")
+        owned = FileDescriptor(owning: Int32(truncatingIfNeeded: result))
+    }
+
     public var descriptor: BorrowedDescriptor { owned.borrowed }
 
     /// Makes `descriptor` readable.

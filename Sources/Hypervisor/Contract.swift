@@ -60,6 +60,20 @@ public protocol VirtualMachine: AnyObject, Sendable {
     /// KVM_SIGNAL_MSI.
     func signalMSI(_ message: kvm_msi) throws(HypervisorError)
 
+    /// KVM_SET_GSI_ROUTING: the whole table, which replaces the one before it. GSIs from 24 on are free for messages; the
+    /// others have to be in it too (`GSIRoute.standard`).
+    func setGSIRouting(_ routes: [GSIRoute]) throws(HypervisorError)
+
+    /// KVM_IRQFD: from now on a signal of the eventfd is an edge of the GSI, without a call; or no longer.
+    func setIRQEvent(_ descriptor: Int32, gsi: GSI, isAssigned: Bool) throws(HypervisorError)
+
+    /// KVM_IOEVENTFD: from now on a guest's matching write signals an eventfd and is no exit; or no longer. ENOTSUP where
+    /// devices must not do anything while the guest runs (`writesOnlyInExits`).
+    func setIOEvent(_ event: IOEvent, isAssigned: Bool) throws(HypervisorError)
+
+    /// Whether devices may write to guest memory only while they answer an exit (the software engine in lockstep).
+    var writesOnlyInExits: Bool { get }
+
     /// KVM_GET_IRQCHIP / KVM_SET_IRQCHIP, KVM_GET_PIT2 / KVM_SET_PIT2, KVM_GET_CLOCK / KVM_SET_CLOCK.
     func irqChip(id: UInt32) throws(HypervisorError) -> kvm_irqchip
     func setIRQChip(_ chip: kvm_irqchip) throws(HypervisorError)
@@ -153,6 +167,8 @@ public protocol VirtualCPU: AnyObject {
 }
 
 extension VirtualMachine {
+    public var writesOnlyInExits: Bool { false }
+
     public func noteMemoryWritten(at address: GuestPhysicalAddress, count: Int) {}
 }
 

@@ -74,6 +74,52 @@ final class KVMVirtualMachine: VirtualMachine {
         try descriptor.call("KVM_SIGNAL_MSI", kvm_ioctl_signal_msi, with: message)
     }
 
+    func setGSIRouting(_ routes: [GSIRoute]) throws(HypervisorError) {
+        try descriptor.call("KVM_SET_GSI_ROUTING", kvm_ioctl_set_gsi_routing, bytes: Self.routingTable(routes))
+    }
+
+    /// struct kvm_irq_routing: a count, flags, and entries of 48 bytes, whose union begins 16 bytes in.
+    static func routingTable(_ routes: [GSIRoute]) -> [UInt8] {
+        var bytes: [UInt8] = []
+        func append(_ values: [UInt32]) {
+            for value in values { withUnsafeBytes(of: value.littleEndian) { bytes += $0 } }
+        }
+        append([UInt32(clamping: routes.count), 0])
+        for route in routes {
+            switch route.target {
+            case .irqChip(let chip, let pin):
+                append([route.gsi.rawValue, UInt32(KVM_IRQ_ROUTING_IRQCHIP), 0, 0, chip, pin, 0, 0])
+            case .message(let address, let data):
+                append([
+                    route.gsi.rawValue, UInt32(KVM_IRQ_ROUTING_MSI), 0, 0, UInt32(truncatingIfNeeded: address),
+                    UInt32(address >> 32), data, 0,
+                ])
+            }
+            append([0, 0, 0, 0])
+        }
+        return bytes
+    }
+
+    func setIRQEvent(_ descriptor: Int32, gsi: GSI, isAssigned: Bool) throws(HypervisorError) {
+        var irqfd = kvm_irqfd()
+        irqfd.fd = UInt32(bitPattern: descriptor)
+        irqfd.gsi = gsi.rawValue
+        irqfd.flags = isAssigned ? 0 : kvm_irqfd_deassign
+        try self.descriptor.call("KVM_IRQFD", kvm_ioctl_irqfd, with: irqfd)
+    }
+
+    func setIOEvent(_ event: IOEvent, isAssigned: Bool) throws(HypervisorError) {
+        var ioeventfd = kvm_ioeventfd()
+        ioeventfd.addr = event.address
+        ioeventfd.len = event.length
+        ioeventfd.fd = event.descriptor
+        ioeventfd.datamatch = event.match ?? 0
+        ioeventfd.flags =
+            (event.match != nil ? kvm_ioeventfd_datamatch : 0) | (event.isPort ? kvm_ioeventfd_pio : 0)
+            | (isAssigned ? 0 : kvm_ioeventfd_deassign)
+        try descriptor.call("KVM_IOEVENTFD", kvm_ioctl_ioeventfd, with: ioeventfd)
+    }
+
     func irqChip(id: UInt32) throws(HypervisorError) -> kvm_irqchip {
         var chip = kvm_irqchip()
         chip.chip_id = id

@@ -9,6 +9,8 @@ struct InterruptFabric: Sendable {
     /// By vCPU index.
     var apics: [LocalAPIC] = []
     let tscFrequency: UInt64
+    /// GSIs that are messages; the wiring of the others is fixed.
+    var messageRoutes: [UInt32: InterruptMessage] = [:]
 
     /// Timers may have moved since the owner last asked for `nextDeadline`.
     var timersChanged = false
@@ -27,6 +29,10 @@ struct InterruptFabric: Sendable {
     /// KVM_IRQ_LINE. GSI 0–15 reach PIC and I/O APIC; GSI 0 is the I/O APIC's pin 2, as the ACPI tables of a PC say
     /// (interrupt source override), and GSI 2, the PIC's cascade, goes nowhere.
     mutating func setLine(_ gsi: UInt32, level: Bool) {
+        if level, gsi >= UInt32(IOAPIC.pinCount) {
+            if isPresent, let message = messageRoutes[gsi] { deliver(message, from: nil) }
+            return
+        }
         guard isPresent, gsi < UInt32(IOAPIC.pinCount), gsi != 2 else { return }
         if gsi < 16 {
             pic.setLine(Int(gsi), level: level)
@@ -34,6 +40,16 @@ struct InterruptFabric: Sendable {
         }
         let pin = gsi == 0 ? 2 : Int(gsi)
         if ioapic.setLine(pin, level: level) { service(pin) }
+    }
+
+    /// An edge of a GSI: its line goes up and down, or its message is sent.
+    mutating func pulse(_ gsi: UInt32) {
+        if let message = messageRoutes[gsi] {
+            if isPresent { deliver(message, from: nil) }
+        } else {
+            setLine(gsi, level: true)
+            setLine(gsi, level: false)
+        }
     }
 
     /// The vCPUs that listen to the PIC look at it.

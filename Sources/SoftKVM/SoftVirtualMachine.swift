@@ -15,6 +15,7 @@ final class SoftVirtualMachine: VirtualMachine {
     private struct Setup: Sendable {
         var slots = MemorySlots()
         var timerThread: TimerThread?
+        var irqEvents: IRQEvents?
     }
 
     private let engine: SoftwareEngine
@@ -26,6 +27,8 @@ final class SoftVirtualMachine: VirtualMachine {
         core = MachineCore(tscFrequency: tscFrequency, at: TimestampCounter.sample())
         setup = Mutex(Setup())
     }
+
+    deinit { setup.withLock { $0.irqEvents }?.stop() }
 
     private func failure(_ operation: String, _ number: Int32, _ detail: String = "") -> HypervisorError {
         HypervisorError(operation, errorNumber: number, detail: detail)
@@ -61,7 +64,12 @@ final class SoftVirtualMachine: VirtualMachine {
     }
 
     func noteMemoryWritten(at address: GuestPhysicalAddress, count: Int) {
-        for cpu in core.cpus {
+        // A device's data is hardly ever where code was: only then is the processor worth stopping. The lock keeps the
+        // slots, by which that is looked up, as they are.
+        let concerned = setup.withLock { _ in
+            core.cpus.filter { $0.processor.mayHoldCode(at: address.rawValue, count: UInt64(clamping: count)) }
+        }
+        for cpu in concerned {
             cpu.withStoppedProcessor {
                 $0.noteMemoryWritten(at: address.rawValue, count: UInt64(clamping: count))
             }
@@ -116,6 +124,60 @@ final class SoftVirtualMachine: VirtualMachine {
             return fabric.isPresent
         }
         guard isPresent else { throw failure("KVM_SIGNAL_MSI", ENXIO, "there is no irqchip") }
+    }
+
+    func setGSIRouting(_ routes: [GSIRoute]) throws(HypervisorError) {
+        let operation = "KVM_SET_GSI_ROUTING"
+        var messages: [UInt32: InterruptMessage] = [:]
+        for route in routes {
+            switch route.target {
+            case .irqChip:
+                guard GSIRoute.standard.contains(route) else {
+                    throw failure(operation, ENOTSUP, "GSI \(route.gsi.rawValue) is wired as on a PC here")
+                }
+            case .message(let address, let data):
+                guard route.gsi.rawValue >= UInt32(IOAPIC.pinCount) else {
+                    throw failure(operation, ENOTSUP, "GSI \(route.gsi.rawValue) is an input of the I/O APIC here")
+                }
+                messages[route.gsi.rawValue] = InterruptMessage(msiAddress: address, data: data)
+            }
+        }
+        let table = messages
+        core.withFabric { $0.messageRoutes = table }
+    }
+
+    func setIRQEvent(_ descriptor: Int32, gsi: GSI, isAssigned: Bool) throws(HypervisorError) {
+        let operation = "KVM_IRQFD"
+        do throws(HostError) {
+            let events: IRQEvents = try setup.withLock { (setup) throws(HostError) in
+                if let events = setup.irqEvents { return events }
+                let events = try IRQEvents(core)
+                setup.irqEvents = events
+                return events
+            }
+            guard try events.set(descriptor, gsi: gsi.rawValue, isAssigned: isAssigned) else {
+                throw HostError(operation, errorNumber: isAssigned ? EBUSY : ENOENT)
+            }
+        } catch {
+            throw failure(operation, error.errorNumber, "\(error)")
+        }
+    }
+
+    var writesOnlyInExits: Bool { engine == .lockstep }
+
+    func setIOEvent(_ event: IOEvent, isAssigned: Bool) throws(HypervisorError) {
+        let operation = "KVM_IOEVENTFD"
+        guard !writesOnlyInExits else {
+            throw failure(operation, ENOTSUP, "in lockstep devices act only while the guest stands still")
+        }
+        guard [0, 1, 2, 4, 8].contains(event.length) else { throw failure(operation, EINVAL, "no such width") }
+        do throws(HostError) {
+            guard try core.ioEvents.set(event, isAssigned: isAssigned) else {
+                throw HostError(operation, errorNumber: isAssigned ? EEXIST : ENOENT)
+            }
+        } catch {
+            throw failure(operation, error.errorNumber, "\(error)")
+        }
     }
 
     func irqChip(id: UInt32) throws(HypervisorError) -> kvm_irqchip {

@@ -32,56 +32,63 @@ final class SerialConnection: Sendable {
 
 /// The device graph: every device of the board on its bus, with its lines.
 struct Board: Sendable {
-    private(set) var ports = Bus()
-    private(set) var memoryMapped = Bus()
-    private(set) var serial: [SerialConnection] = []
+    let ports: DynamicBus
+    let memoryMapped: DynamicBus
+    let serial: [SerialConnection]
 
     /// `events` hears of power-off, reset and the like; `activity` is signalled when a serial port has news.
     init(
         _ configuration: MachineConfiguration, layout: PhysicalMemoryMap, memory: GuestMemory,
-        commandLine: String, machine: any VirtualMachine, events: MachineEvents, activity: EventNotifier
+        commandLine: String, machine: any VirtualMachine, pci: PCIBoard, events: MachineEvents,
+        activity: EventNotifier
     ) throws(BusConflict) {
         func line(_ irq: UInt32) -> EngineInterruptLine { EngineInterruptLine(machine: machine, gsi: GSI(irq)) }
         let wallClock: @Sendable () -> Duration = { .nanoseconds(Int64(clamping: HostClock.realtimeNanoseconds)) }
         let monotonicClock: @Sendable () -> Duration = { .nanoseconds(Int64(clamping: HostClock.monotonicNanoseconds)) }
         let reset: @Sendable () -> Void = { events.end(with: .reset) }
 
-        try attachSerialPorts(configuration.serial.ports, line: line, activity: activity)
-        try attach(CMOSRTC(layout: layout, line: line(8), wallClock: wallClock))
-        try attach(I8042(line: line(1), onReset: reset))
-        try attach(SystemControlPortA(onReset: reset))
-        try attach(PCIHostBridge(onReset: reset))
-        try attach(
+        var fixed = Bus()
+        serial = try Self.attachSerialPorts(configuration.serial.ports, to: &fixed, line: line, activity: activity)
+        try Self.attach(CMOSRTC(layout: layout, line: line(8), wallClock: wallClock), to: &fixed)
+        try Self.attach(I8042(line: line(1), onReset: reset), to: &fixed)
+        try Self.attach(SystemControlPortA(onReset: reset), to: &fixed)
+        try Self.attach(PCIHostBridge(hierarchy: pci.hierarchy, onReset: reset), to: &fixed)
+        try Self.attach(
             ACPIPowerManagement(
-                sciLine: line(9), monotonicClock: monotonicClock, onPowerOff: { events.powerOff() }))
-        try attach(PVPanic { if $0 == .panicked { events.notePanic() } })
-        try attach(GuestStatusPort { events.setGuestStatus($0) })
-        try attach(
+                sciLine: line(9), monotonicClock: monotonicClock, onPowerOff: { events.powerOff() }), to: &fixed)
+        try Self.attach(PVPanic { if $0 == .panicked { events.notePanic() } }, to: &fixed)
+        try Self.attach(GuestStatusPort { events.setGuestStatus($0) }, to: &fixed)
+        try Self.attach(
             FirmwareConfiguration(
                 memory: memory,
-                contents: .init(layout: layout, cpuCount: 1, commandLine: commandLine)))
+                contents: .init(layout: layout, cpuCount: 1, commandLine: commandLine)), to: &fixed)
         if let debugExit = configuration.debugExit {
-            try attach(
-                ISADebugExit(base: debugExit.base, size: debugExit.size) { events.end(with: .debugExit($0)) })
+            try Self.attach(
+                ISADebugExit(base: debugExit.base, size: debugExit.size) { events.end(with: .debugExit($0)) },
+                to: &fixed)
         }
+        (ports, memoryMapped) = try pci.buses(withPorts: fixed)
+        pci.connect(ports: ports, memory: memoryMapped)
     }
 
-    private mutating func attachSerialPorts(
-        _ serialPorts: [SerialPort], line: (UInt32) -> EngineInterruptLine, activity: EventNotifier
-    ) throws(BusConflict) {
+    private static func attachSerialPorts(
+        _ serialPorts: [SerialPort], to bus: inout Bus, line: (UInt32) -> EngineInterruptLine, activity: EventNotifier
+    ) throws(BusConflict) -> [SerialConnection] {
+        var serial: [SerialConnection] = []
         var shared: [UInt32: SharedInterruptLine] = [:]
         for (index, port) in serialPorts.enumerated() {
             let sharedLine = shared[port.irq] ?? SharedInterruptLine(line(port.irq))
             shared[port.irq] = sharedLine
             let connection = SerialConnection(port: port, line: sharedLine.input(index), activity: activity)
-            try attach(connection.device)
+            try attach(connection.device, to: &bus)
             serial.append(connection)
         }
+        return serial
     }
 
-    private mutating func attach(_ device: some BoardDevice) throws(BusConflict) {
+    private static func attach(_ device: some BoardDevice, to bus: inout Bus) throws(BusConflict) {
         for attachment in device.attachments {
-            try ports.attach(attachment)
+            try bus.attach(attachment)
         }
     }
 }

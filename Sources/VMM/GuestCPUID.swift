@@ -32,3 +32,10 @@ enum GuestCPUID {
         }
     }
 }
+
+extension GuestCPUID {
+    /// MAXPHYADDR (SDM vol. 2A, CPUID leaf 80000008H).
+    static func physicalAddressBits(in entries: [kvm_cpuid_entry2]) -> Int {
+        entries.first { $0.function == 0x8000_0008 }.map { Int($0.eax & 0xFF) } ?? 36
+    }
+}

@@ -12,6 +12,7 @@ final class Machine {
     /// Keeps the host memory behind the slots as long as the VM.
     private let memory: GuestMemory
     private let board: Board
+    private let pci: PCIBoard
     private let boot: BootState
     private let cpuid: [kvm_cpuid_entry2]
     private let events: MachineEvents
@@ -22,10 +23,8 @@ final class Machine {
         throws(MachineError)
     {
         let layout = try Self.layout(configuration.memorySize)
-        let tables = ACPITables.build(
-            ACPIConfiguration(cpuCount: 1, serialPorts: configuration.serial.ports, hasPVPanic: true))
         // The files first: what is wrong with them does not depend on the engine.
-        let (plan, commandLine) = try Self.plan(configuration, layout: layout, tables: tables)
+        let (plan, commandLine) = try Self.plan(configuration, layout: layout)
         events = MachineEvents(activity: activity)
         memory = try Self.map(layout)
         let leaves: [kvm_cpuid_entry2]
@@ -38,13 +37,22 @@ final class Machine {
             throw MachineError("The \(system.name) engine cannot make a machine: \(error). See: martlet doctor")
         }
         cpuid = try configuration.processor.applied(to: leaves, engine: system.name)
+        let window = PCIMemoryLayout.highWindow(
+            above: layout, physicalAddressBits: GuestCPUID.physicalAddressBits(in: cpuid))
+        pci = try PCIBoard(
+            configuration.devices, memory: memory, machine: virtualMachine, highWindow: window,
+            onTrouble: configuration.onDeviceTrouble)
         do throws(BusConflict) {
             board = try Board(
                 configuration, layout: layout, memory: memory, commandLine: commandLine, machine: virtualMachine,
-                events: events, activity: activity)
+                pci: pci, events: events, activity: activity)
         } catch {
             throw MachineError("The device \(error). Choose another address for it.")
         }
+        let tables = ACPITables.build(
+            ACPIConfiguration(
+                cpuCount: 1, serialPorts: configuration.serial.ports, hasPVPanic: true, pciSlots: pci.slots,
+                highPCIWindow: window))
         boot = try Self.load(plan, tables, into: memory)
     }
 
@@ -78,7 +86,12 @@ final class Machine {
         thread?.stop()
     }
 
-    func waitForEnd() { thread?.join() }
+    func waitForEnd() {
+        thread?.join()
+        pci.shutDown()
+    }
+
+    deinit { pci.shutDown() }
 
     private static func layout(_ size: UInt64) throws(MachineError) -> PhysicalMemoryMap {
         let total = HostMemory().total
@@ -131,11 +144,11 @@ final class Machine {
     private static let defaultCommandLine = "console=ttyS0 panic=-1"
 
     private static func plan(
-        _ configuration: MachineConfiguration, layout: PhysicalMemoryMap, tables: ACPITables
+        _ configuration: MachineConfiguration, layout: PhysicalMemoryMap
     ) throws(MachineError) -> (plan: BootPlan, commandLine: String) {
         var request = BootRequest(
             kernel: configuration.kernel, modules: configuration.modules,
-            commandLine: configuration.commandLine ?? "", layout: layout, rsdp: tables.rsdp)
+            commandLine: configuration.commandLine ?? "", layout: layout, rsdp: ACPITables.rootPointer)
         do {
             let plan = try BootLoader.plan(request)
             guard configuration.commandLine == nil, plan.state.bootProtocol != .multiboot else {

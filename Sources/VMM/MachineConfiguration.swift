@@ -1,4 +1,5 @@
 public import Platform
+public import Virtio
 
 /// Which engine runs the guest (`--accel`).
 public enum Accelerator: String, CaseIterable, Sendable {
@@ -31,6 +32,13 @@ public enum SerialLayout: Equatable, Sendable {
     }
 }
 
+/// A PCI device of the machine.
+public enum DeviceConfiguration: Sendable {
+    case disk(any BlockBackend, BlockConfigurationOptions)
+    /// The host's random numbers.
+    case entropy
+}
+
 /// Everything that one power-on of a machine is made from. Restarting is building it again from the same value.
 public struct MachineConfiguration: Sendable {
     /// Bytes of RAM, a multiple of 4096.
@@ -42,11 +50,18 @@ public struct MachineConfiguration: Sendable {
     public var serial: SerialLayout
     public var debugExit: DebugExitConfiguration?
     public var processor: CPUModel
+    /// PCI devices, in the order of their slots.
+    public var devices: [DeviceConfiguration]
+    /// Hears, from any thread, what devices find wrong with their guest or their host; bounded.
+    public var onDeviceTrouble: @Sendable (String) -> Void
 
     public init(
         memorySize: UInt64, kernel: any BootFile, modules: [BootModule] = [], commandLine: String? = nil,
-        serial: SerialLayout = .console, debugExit: DebugExitConfiguration? = nil, processor: CPUModel = CPUModel()
+        serial: SerialLayout = .console, debugExit: DebugExitConfiguration? = nil, processor: CPUModel = CPUModel(),
+        devices: [DeviceConfiguration] = [], onDeviceTrouble: @escaping @Sendable (String) -> Void = { _ in }
     ) {
+        self.devices = devices
+        self.onDeviceTrouble = onDeviceTrouble
         self.memorySize = memorySize
         self.kernel = kernel
         self.modules = modules

@@ -82,12 +82,14 @@ final class VirtualCPUThread: Sendable {
     private static func runLoop(
         _ cpu: any VirtualCPU, board: Board, events: MachineEvents
     ) throws(HypervisorError) {
+        var ports = BusReader(board.ports)
+        var memoryMapped = BusReader(board.memoryMapped)
         while !events.mustEnd {
             switch try cpu.run() {
             case .io(let port, let size, let count, let isWrite):
-                access(cpu, board.ports, at: UInt64(port.rawValue), size: size, count: count, isWrite: isWrite)
+                access(cpu, ports.current(), at: UInt64(port.rawValue), size: size, count: count, isWrite: isWrite)
             case .mmio(let address, let size, let isWrite):
-                access(cpu, board.memoryMapped, at: address.rawValue, size: size, count: 1, isWrite: isWrite)
+                access(cpu, memoryMapped.current(), at: address.rawValue, size: size, count: 1, isWrite: isWrite)
             case .interrupted, .interruptWindowOpen, .debug:
                 break
             case .shutdown:

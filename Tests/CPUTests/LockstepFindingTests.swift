@@ -87,9 +87,8 @@ import Testing
         updateBreakpoints(machine.state)
         machine.state.setRegister(4, Place.userStack)
         machine.state.pointee.rip = Place.handlers + 16
-        let thread = AttentionThread(machine.state)
+        martlet_request_attention(machine.state)
         #expect(machine.runProcessor() == .attention)
-        thread.stop()
     }
 
     /// A direct branch out of the address space faults itself, before it has pushed anything.

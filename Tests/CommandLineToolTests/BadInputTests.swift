@@ -25,6 +25,7 @@ struct BadInputTests {
             (["run", "--cpu", "default,avx"], ["+avx or -avx"]),
             (["run", "--timeout", "soon"], ["30s"]),
             (["run", "--device", "e1000"], ["isa-debug-exit"]),
+            (["run", "--disk", "x,format=vmdk"], ["--disk", "raw"]),
             (["run", "uname"], ["uname", "after --"]),
             (["run", "--nonsense"], ["--nonsense"]),
             (["run", "--initrd", "x", "--", "ls"], ["--initrd"]),
@@ -43,6 +44,9 @@ struct BadInputTests {
             (["--kernel", "/etc/passwd"], ["/etc/passwd"]),
             (["--cpu", "default,+svm"], ["no svm", "--cpu help"]),
             (["--initrd", "/nonexistent"], ["initrd", "No such file"]),
+            (["--disk", "/nonexistent"], ["disk /nonexistent", "No such file"]),
+            (["--disk", "/"], ["Is a directory"]),
+            (["--disk", "/dev/null,readonly"], ["/dev/null", "Invalid argument"]),
             (["--initrd", ""], ["--initrd"]),
         ])
     func machines(arguments: [String], words: [String]) async throws {

@@ -207,6 +207,52 @@ struct GuestBootTests {
         #expect(ended.errors.split(separator: "\n").count { $0.hasSuffix("] shell") } == 1, "\(ended.errors)")
     }
 
+    @Test("Disks, on the software engine", arguments: ["interpreter", "translator", "lockstep"])
+    func disks(engine: String) async throws { try await disks(["--accel", "soft", "--engine", engine]) }
+
+    @Test("Disks, on /dev/kvm", .enabled(if: Martlet.hasKVM, "/dev/kvm cannot run guests here"))
+    func disksOnKVM() async throws { try await disks(["--accel", "kvm"]) }
+
+    /// What the guest wrote is in the file, and what was in the file the guest has read.
+    private func disks(_ engine: [String]) async throws {
+        let scratch = try Scratch()
+        let pattern = Data((0..<1 << 20).map { UInt8(truncatingIfNeeded: $0 &* 7 ^ $0 >> 9) })
+        try (pattern + Data(count: 3 << 20)).write(to: scratch.file("a"))
+        try Data(repeating: 0x5A, count: 1 << 20).write(to: scratch.file("b"))
+        let script = """
+            echo sizes=$(cat /sys/block/vda/size) $(cat /sys/block/vdb/size)
+            echo serial=$(cat /sys/block/vda/serial)
+            echo readonly=$(cat /sys/block/vda/ro) $(cat /sys/block/vdb/ro)
+            echo queues=$(ls /sys/block/vda/mq | wc -l)
+            echo pci=$(cat /sys/bus/pci/devices/0000:00:01.0/vendor) $(ls /sys/bus/pci/devices | wc -l)
+            echo vectors=$(grep -c virtio0 /proc/interrupts)
+            dd if=/dev/vda of=/dev/vda bs=64k count=16 seek=32 2>/dev/null
+            dd if=/dev/vdb of=/dev/vda bs=4k count=1 seek=1023 2>/dev/null
+            dd if=/dev/zero of=/dev/vdb bs=512 count=1 2>/dev/null || echo refused=yes
+            sync
+            echo random=$(head -c 16 /dev/hwrng | wc -c)
+            """
+        let result = try await guest(
+            script,
+            options: engine + [
+                "--disk", "\(scratch.file("a").path),serial=MARTLET-1", "--disk",
+                "\(scratch.file("b").path),readonly,format=raw", "--device", "virtio-rng",
+            ])
+        #expect(result.status == 0, "\(result.errors)")
+        #expect(value("sizes", in: result) == "8192 2048", "\(result.outputText)")
+        #expect(value("serial", in: result) == "MARTLET-1")
+        #expect(value("readonly", in: result) == "0 1")
+        #expect(value("pci", in: result) == "0x1af4 4")
+        #expect(value("vectors", in: result) == "2")
+        #expect(value("refused", in: result) == "yes")
+        #expect(value("random", in: result) == "16")
+        var expected = pattern + Data(count: 3 << 20)
+        expected.replaceSubrange(2 << 20..<3 << 20, with: pattern)
+        expected.replaceSubrange((4 << 20) - 4096..<4 << 20, with: Data(repeating: 0x5A, count: 4096))
+        #expect(try Data(contentsOf: scratch.file("a")) == expected)
+        #expect(try Data(contentsOf: scratch.file("b")) == Data(repeating: 0x5A, count: 1 << 20))
+    }
+
     @Test("A timeout is a status and one line")
     func timeout() async throws {
         let result = try await Martlet.run(["run", "--timeout", "2s", "--", "sleep", "1000"])

@@ -1,4 +1,6 @@
 internal import Foundation
+internal import SoftKVM
+internal import VMM
 
 /// The release binary as a user meets it: a process with arguments, standard streams and a status.
 struct Martlet {
@@ -32,6 +34,9 @@ struct Martlet {
             environment["XDG_CACHE_HOME"].flatMap { $0.isEmpty ? nil : $0 } ?? "\(environment["HOME"] ?? "")/.cache"
         return cache + "/martlet/guest"
     }()
+
+    /// What `--accel auto` would take.
+    static let hasKVM = (try? EngineChoice(.auto, software: .translator))?.name == "kvm"
 
     static let hasGuest = isBuilt && FileManager.default.isReadableFile(atPath: guestDirectory + "/vmlinuz")
 

@@ -1,5 +1,6 @@
 internal import Testing
 internal import VMM
+internal import Virtio
 
 @testable internal import CommandLineTool
 
@@ -50,17 +51,40 @@ struct OptionValuesTests {
             ("isa-debug-exit,iobase=244", DebugExitConfiguration()),
         ])
     func device(text: String, expected: DebugExitConfiguration) throws {
-        #expect(try DeviceOption.parse(text) == expected)
+        #expect(try DeviceOption.parse(text) == .debugExit(expected))
+        #expect(try DeviceOption.parse("virtio-rng") == .entropy)
     }
 
     @Test(
         "Devices that are none",
         arguments: [
-            "", "virtio-blk", "isa-debug-exit,", "isa-debug-exit,iobase", "isa-debug-exit,iobase=0x10000",
+            "", "virtio-blk", "virtio-rng,x", "isa-debug-exit,", "isa-debug-exit,iobase",
+            "isa-debug-exit,iobase=0x10000",
             "isa-debug-exit,iosize=3", "isa-debug-exit,iobase=0xffff,iosize=4", "isa-debug-exit,x=1",
         ])
     func badDevice(text: String) {
         #expect(throws: (any Error).self) { try DeviceOption.parse(text) }
+    }
+
+    @Test("Disks")
+    func disk() throws {
+        #expect(try DiskOption.parse("a.raw") == DiskOption(path: "a.raw"))
+        let full = try DiskOption.parse(
+            "/x/a,,b.raw,readonly,format=raw,serial=S1,queues=4,cache=unsafe,iops=100,bps=2M")
+        #expect(full.path == "/x/a,b.raw" && full.isReadOnly)
+        #expect(full.options.serial == "S1" && full.options.queueCount == 4 && full.options.cache == .unsafe)
+        #expect(full.options.limits == .init(bytesPerSecond: 2 << 20, operationsPerSecond: 100))
+    }
+
+    @Test(
+        "Disks that are none",
+        arguments: [
+            "", ",readonly", "a,", "a,readonly=1", "a,format=vmdk", "a,format", "a,serial=", "a,serial=a b",
+            "a,serial=123456789012345678901", "a,queues=0", "a,queues=17", "a,queues=x", "a,cache=none", "a,iops=0",
+            "a,bps=x", "a,bps=0", "a,bps=99999999999999999999", "a,x=1",
+        ])
+    func badDisk(text: String) {
+        #expect(throws: (any Error).self) { try DiskOption.parse(text) }
     }
 
     @Test(

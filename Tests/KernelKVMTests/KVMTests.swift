@@ -144,6 +144,31 @@ struct KVMTests {
         #expect(try machine.dirtyLog(slot: 0).allSatisfy { $0 == 0 })
     }
 
+    /// struct kvm_irq_routing, with an entry of each kind.
+    @Test func routesAndEvents() throws {
+        let table = KVMVirtualMachine.routingTable([
+            GSIRoute(gsi: GSI(5), target: .irqChip(GSIRoute.ioapic, pin: 6)),
+            GSIRoute(gsi: GSI(24), target: .message(address: 0x1_fee0_0000, data: 0x40)),
+        ])
+        #expect(table.count == 8 + 2 * 48 && table[0] == 2)
+        #expect(Array(table[8..<32]) == [5, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 6, 0, 0, 0])
+        #expect(Array(table[56..<64]) == [24, 0, 0, 0, 2, 0, 0, 0])
+        #expect(Array(table[72..<84]) == [0, 0, 0xe0, 0xfe, 1, 0, 0, 0, 0x40, 0, 0, 0])
+        let (memory, machine, _) = try makeMachine(irqchip: true)
+        try withExtendedLifetime(memory) {
+            try machine.setGSIRouting(
+                GSIRoute.standard + [GSIRoute(gsi: GSI(24), target: .message(address: 0xfee0_0000, data: 0x40))])
+            let notifier = try EventNotifier()
+            let number = notifier.descriptor.rawValue
+            try machine.setIRQEvent(number, gsi: GSI(24), isAssigned: true)
+            try machine.setIRQEvent(number, gsi: GSI(24), isAssigned: false)
+            let event = IOEvent(address: 0xc000_0000, length: 2, descriptor: number)
+            try machine.setIOEvent(event, isAssigned: true)
+            #expect(throws: HypervisorError.self) { try machine.setIOEvent(event, isAssigned: true) }
+            try machine.setIOEvent(event, isAssigned: false)
+        }
+    }
+
     @Test func requestBeforeRunInterruptsItOnce() throws {
         let (memory, _, cpu) = try makeMachine()
         try load([0xf4], memory, cpu)

@@ -9,13 +9,16 @@ import X86
 #endif
 
 @Suite struct ACPITests {
-    private let tables = ACPITables.build(ACPIConfiguration(cpuCount: 3, serialPorts: [.com1, .com2]))
+    private let tables = ACPITables.build(
+        ACPIConfiguration(
+            cpuCount: 3, serialPorts: [.com1, .com2], pciSlots: [1, 2, 31],
+            highPCIWindow: 0x8_0000_0000..<0x10_0000_0000))
 
     private func table(_ signature: String) throws -> (address: GuestPhysicalAddress, bytes: [UInt8]) {
         try #require(tables.blobs.first { $0.bytes.starts(with: Array(signature.utf8)) })
     }
 
-    @Test(arguments: ["DSDT", "FACP", "APIC", "XSDT", "RSDT"])
+    @Test(arguments: ["DSDT", "FACP", "APIC", "MCFG", "XSDT", "RSDT"])
     func tableSumsToZero(signature: String) throws {
         let bytes = try table(signature).bytes
         #expect(bytes.reduce(0, &+) == 0)
@@ -30,9 +33,9 @@ import X86
         let rsdt = try table("RSDT")
         #expect(root.bytes.number(UInt64.self, 24) == xsdt.address.rawValue)
         #expect(UInt64(root.bytes.number(UInt32.self, 16)) == rsdt.address.rawValue)
-        let expected = [try table("FACP").address.rawValue, try table("APIC").address.rawValue]
-        #expect([36, 44].map { xsdt.bytes.number(UInt64.self, $0) } == expected)
-        #expect([36, 40].map { UInt64(rsdt.bytes.number(UInt32.self, $0)) } == expected)
+        let expected = try ["FACP", "APIC", "MCFG"].map { try table($0).address.rawValue }
+        #expect([36, 44, 52].map { xsdt.bytes.number(UInt64.self, $0) } == expected)
+        #expect([36, 40, 44].map { UInt64(rsdt.bytes.number(UInt32.self, $0)) } == expected)
     }
 
     @Test func fadtPointsToTheFixedHardware() throws {
@@ -63,8 +66,33 @@ import X86
             ])
     }
 
+    /// PCI Firmware 3.2 §4.1.2.
+    @Test func mcfgSaysWhereConfigurationSpaceIs() throws {
+        let mcfg = try table("MCFG").bytes
+        #expect(mcfg.count == 60 && mcfg.number(UInt64.self, 44) == 0xE000_0000)
+        #expect(mcfg.number(UInt16.self, 52) == 0 && mcfg[54] == 0 && mcfg[55] == 0xFF)
+    }
+
+    @Test(
+        arguments: [(0, 0, 16), (1, 0, 17), (1, 3, 20), (7, 0, 23), (8, 0, 16), (31, 3, 18)] as [(UInt8, Int, UInt32)])
+    func interruptPinsTakeTurns(slot: UInt8, pin: Int, gsi: UInt32) {
+        #expect(PCIInterruptRouting.gsi(slot: slot, pin: pin) == gsi)
+    }
+
+    @Test(
+        arguments: [
+            (1 << 30, 46, 32 << 30), (64 << 30, 46, 96 << 30), (1 << 30, 32, nil), (1 << 30, 35, nil),
+            (1 << 30, 36, 32 << 30), (1 << 40, 52, 1056 << 30),
+        ] as [(UInt64, Int, UInt64?)])
+    func highWindowIsAboveRAM(memory: UInt64, bits: Int, base: UInt64?) throws {
+        let window = PCIMemoryLayout.highWindow(
+            above: try PhysicalMemoryMap(memorySize: memory), physicalAddressBits: bits)
+        #expect(window?.lowerBound == base)
+    }
+
     @Test func tablesFitWhereABIOSHasThem() throws {
-        let large = ACPITables.build(ACPIConfiguration(cpuCount: 254, serialPorts: SerialPort.allCases))
+        let large = ACPITables.build(
+            ACPIConfiguration(cpuCount: 254, serialPorts: SerialPort.allCases, pciSlots: Array(1...31)))
         let sorted = large.blobs.sorted { $0.address < $1.address }
         for (blob, next) in zip(sorted, sorted.dropFirst()) {
             #expect(blob.address.rawValue + UInt64(blob.bytes.count) <= next.address.rawValue)
@@ -96,7 +124,7 @@ import X86
         _ = try #require(template.withUnsafeMutableBufferPointer { mkdtemp($0.baseAddress!) })
         let directory = String(decoding: template.dropLast().map(UInt8.init(bitPattern:)), as: UTF8.self)
         defer { _ = run(["/bin/rm", "-r", directory]) }
-        for signature in ["DSDT", "FACP", "APIC"] {
+        for signature in ["DSDT", "FACP", "APIC", "MCFG"] {
             let path = "\(directory)/\(signature).aml"
             let file = try #require(fopen(path, "w"))
             let bytes = try table(signature).bytes

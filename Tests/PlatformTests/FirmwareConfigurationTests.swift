@@ -54,7 +54,7 @@ import X86
     @Test func directoryNamesTheFiles() {
         let directory = bytes(of: 0x19, count: 4 + 2 * 64)
         #expect(directory[0..<4] == [0, 0, 0, 2])
-        #expect(directory[4..<12] == [0, 0, 0, 60, 0, 0x20, 0, 0])
+        #expect(directory[4..<12] == [0, 0, 0, 80, 0, 0x20, 0, 0])
         #expect(directory[12..<21].elementsEqual(Array("etc/e820\0".utf8)))
         #expect(directory[68..<76] == [0, 0, 0, 4, 0, 0x21, 0, 0])
         let e820 = bytes(of: 0x20, count: 60)

@@ -23,7 +23,8 @@ import Testing
     @Test func e820AscendsAndReservesTheFirmwareRange() throws {
         let entries = try PhysicalMemoryMap(memorySize: 8 << 30).e820
         for (entry, next) in zip(entries, entries.dropFirst()) { #expect(entry.end <= next.base) }
-        #expect(entries.map(\.type) == [.ram, .reserved, .ram, .ram])
+        #expect(entries.map(\.type) == [.ram, .reserved, .ram, .reserved, .ram])
+        #expect(entries[3].base == 0xE000_0000 && entries[3].size == 256 << 20, "PCI Express configuration")
         #expect(entries.last?.end == 9 << 30)
     }
 }

@@ -223,6 +223,11 @@ typedef struct martlet_page_code {
     uint32_t writable_epoch; // the TLB's epoch when a line was last filled through which the page can be written
 } martlet_page_code;
 
+// For other threads than the page's owner.
+static inline uint64_t martlet_page_granules(const martlet_page_code *_Nonnull page) {
+    return __atomic_load_n(&page->granules, __ATOMIC_RELAXED);
+}
+
 // The engine around the processor. A hook that returns 0 has handled the access.
 typedef struct martlet_cpu_hooks {
     void *_Nullable context;

@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 static inline long host_ioctl(int fd, unsigned long request, void *_Nullable argument) {
@@ -33,6 +34,37 @@ long host_set_nonblocking(int fd, int on);
 /// The size of a regular file; -EISDIR for a directory, -EINVAL for anything else.
 long host_regular_file_size(int fd);
 long host_eventfd(void);
+/// A second descriptor of the same open file, closed on exec.
+long host_duplicate(int fd);
+
+// MARK: Disk images
+
+/// The size of a regular file or a block device; -EISDIR for a directory, -EINVAL for anything else.
+long host_image_size(int fd);
+/// Locks the whole file for this open file description, until it is closed: shared for reading, else exclusive.
+/// -EAGAIN where another one has it.
+long host_lock_image(int fd, int exclusive);
+long host_preadv(int fd, const struct iovec *_Nonnull segments, size_t count, uint64_t offset);
+long host_pwritev(int fd, const struct iovec *_Nonnull segments, size_t count, uint64_t offset);
+long host_fdatasync(int fd);
+/// Gives a range's storage back; it reads as zeroes (fallocate(2), FALLOC_FL_PUNCH_HOLE).
+long host_punch_hole(int fd, uint64_t offset, uint64_t count);
+/// Makes a range read as zeroes, its storage kept (FALLOC_FL_ZERO_RANGE).
+long host_zero_range(int fd, uint64_t offset, uint64_t count);
+
+// MARK: Memory shared with a guest
+
+/// Gives pages of an anonymous mapping back to the host; they read as zeroes afterwards (MADV_DONTNEED).
+long host_release_pages(void *_Nonnull start, size_t count);
+
+// Ring indexes and flags, which the guest's processors read and write at the same time.
+static inline uint16_t host_load_acquire_16(const void *_Nonnull address) {
+    return __atomic_load_n((const uint16_t *)address, __ATOMIC_ACQUIRE);
+}
+static inline void host_store_release_16(void *_Nonnull address, uint16_t value) {
+    __atomic_store_n((uint16_t *)address, value, __ATOMIC_RELEASE);
+}
+
 /// ppoll with a relative timeout; a negative one waits for ever.
 long host_poll(struct pollfd *_Nonnull set, size_t count, int64_t timeout_ns);
 

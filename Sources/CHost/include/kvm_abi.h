@@ -24,6 +24,9 @@ static const unsigned long kvm_ioctl_create_pit2 = KVM_CREATE_PIT2;
 static const unsigned long kvm_ioctl_create_vcpu = KVM_CREATE_VCPU;
 static const unsigned long kvm_ioctl_irq_line = KVM_IRQ_LINE;
 static const unsigned long kvm_ioctl_signal_msi = KVM_SIGNAL_MSI;
+static const unsigned long kvm_ioctl_set_gsi_routing = KVM_SET_GSI_ROUTING;
+static const unsigned long kvm_ioctl_irqfd = KVM_IRQFD;
+static const unsigned long kvm_ioctl_ioeventfd = KVM_IOEVENTFD;
 static const unsigned long kvm_ioctl_get_irqchip = KVM_GET_IRQCHIP;
 static const unsigned long kvm_ioctl_set_irqchip = KVM_SET_IRQCHIP;
 static const unsigned long kvm_ioctl_get_pit2 = KVM_GET_PIT2;
@@ -55,6 +58,13 @@ static const unsigned long kvm_ioctl_set_debugregs = KVM_SET_DEBUGREGS;
 static const unsigned long kvm_ioctl_get_mp_state = KVM_GET_MP_STATE;
 static const unsigned long kvm_ioctl_set_mp_state = KVM_SET_MP_STATE;
 static const unsigned long kvm_ioctl_interrupt = KVM_INTERRUPT;
+
+// MARK: flags that are built by macros
+
+static const uint32_t kvm_irqfd_deassign = KVM_IRQFD_FLAG_DEASSIGN;
+static const uint32_t kvm_ioeventfd_datamatch = KVM_IOEVENTFD_FLAG_DATAMATCH;
+static const uint32_t kvm_ioeventfd_pio = KVM_IOEVENTFD_FLAG_PIO;
+static const uint32_t kvm_ioeventfd_deassign = KVM_IOEVENTFD_FLAG_DEASSIGN;
 
 // MARK: struct kvm_run's union, one accessor for each member that an exit needs
 

@@ -7,9 +7,18 @@ public struct ACPIConfiguration: Equatable, Sendable {
     public var cpuCount: Int
     public var serialPorts: [SerialPort]
     public var hasPVPanic: Bool
+    /// The device numbers on bus 0 that have interrupt pins.
+    public var pciSlots: [UInt8]
+    /// Where 64-bit base addresses may go above RAM.
+    public var highPCIWindow: Range<UInt64>?
 
-    public init(cpuCount: Int, serialPorts: [SerialPort] = [.com1], hasPVPanic: Bool = true) {
+    public init(
+        cpuCount: Int, serialPorts: [SerialPort] = [.com1], hasPVPanic: Bool = true, pciSlots: [UInt8] = [],
+        highPCIWindow: Range<UInt64>? = nil
+    ) {
         precondition((1...254).contains(cpuCount))
+        self.pciSlots = pciSlots
+        self.highPCIWindow = highPCIWindow
         self.cpuCount = cpuCount
         self.serialPorts = serialPorts
         self.hasPVPanic = hasPVPanic
@@ -21,8 +30,9 @@ public struct ACPITables: Sendable {
     static let base: UInt64 = 0xE0000
     static let end: UInt64 = 0x100000
 
-    /// What boot_params, hvm_start_info and a search below 1 MiB find.
-    public let rsdp: GuestPhysicalAddress
+    /// What boot_params, hvm_start_info and a search below 1 MiB find: the same for every machine.
+    public static let rootPointer = GuestPhysicalAddress(base)
+    public var rsdp: GuestPhysicalAddress { Self.rootPointer }
     public private(set) var blobs: [(address: GuestPhysicalAddress, bytes: [UInt8])] = []
 
     public static func build(_ configuration: ACPIConfiguration) -> ACPITables {
@@ -34,7 +44,6 @@ public struct ACPITables: Sendable {
     }
 
     private init(_ configuration: ACPIConfiguration) {
-        rsdp = GuestPhysicalAddress(Self.base)
         // RSDP comes first and has a known size; what it points to is placed behind it.
         var next = Self.base + 64
         func place(_ bytes: [UInt8], into blobs: inout [(address: GuestPhysicalAddress, bytes: [UInt8])]) -> UInt64 {
@@ -49,9 +58,10 @@ public struct ACPITables: Sendable {
         let dsdt = place(Self.table("DSDT", revision: 2, body: DSDT.body(configuration)), into: &blobs)
         let fadt = place(Self.fadt(facs: facs, dsdt: dsdt), into: &blobs)
         let madt = place(Self.madt(cpuCount: configuration.cpuCount), into: &blobs)
+        let mcfg = place(Self.mcfg(), into: &blobs)
         var long: [UInt8] = []
         var short: [UInt8] = []
-        for address in [fadt, madt] {
+        for address in [fadt, madt, mcfg] {
             long.append(littleEndian: address)
             short.append(littleEndian: UInt32(address))
         }
@@ -122,6 +132,15 @@ public struct ACPITables: Sendable {
         body += sourceOverride(irq: UInt8(PowerManagementBlock.sci), gsi: 9, flags: 0x000D)  // level, active high
         body += [4, 6, 0xFF, 0, 0, 1]  // LINT1 is NMI on every CPU
         return table("APIC", revision: 5, body: body)
+    }
+
+    /// Where configuration space is in memory (PCI Firmware 3.2 §4.1.2): segment 0 with all its buses.
+    private static func mcfg() -> [UInt8] {
+        var body = [UInt8](repeating: 0, count: 8)
+        body.append(littleEndian: PCIMemoryLayout.configurationBase)
+        body.append(littleEndian: UInt16(0))
+        body += [0, PCIMemoryLayout.lastBus, 0, 0, 0, 0]
+        return table("MCFG", revision: 1, body: body)
     }
 
     private static func sourceOverride(irq: UInt8, gsi: UInt32, flags: UInt16) -> [UInt8] {

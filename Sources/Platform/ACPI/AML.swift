@@ -98,6 +98,14 @@ enum AMLResource {
         return bytes
     }
 
+    /// A fixed range of memory below 4 GiB, read-write (§6.4.3.4).
+    static func memory(_ base: UInt32, size: UInt32) -> [UInt8] {
+        var bytes: [UInt8] = [0x86, 0x09, 0, 1]
+        bytes.append(littleEndian: base)
+        bytes.append(littleEndian: size)
+        return bytes
+    }
+
     /// What a bridge passes on: minimum and maximum fixed, positive decoding (§6.4.3.5.3).
     private static let producer: UInt8 = 0x0C
 
@@ -118,6 +126,15 @@ enum AMLResource {
         var bytes: [UInt8] = [0x87, 0x17, 0, 0, producer, isCacheable ? 0x03 : 0x01]
         let length = range.upperBound &- range.lowerBound &+ 1
         for value in [0, range.lowerBound, range.upperBound, 0, length] { bytes.append(littleEndian: value) }
+        return bytes
+    }
+
+    /// The same with 64-bit addresses, not cacheable (§6.4.3.5.1).
+    static func highMemoryWindow(_ range: Range<UInt64>) -> [UInt8] {
+        var bytes: [UInt8] = [0x8A, 0x2B, 0, 0, producer, 0x01]
+        for value in [0, range.lowerBound, range.upperBound &- 1, 0, range.upperBound &- range.lowerBound] {
+            bytes.append(littleEndian: value)
+        }
         return bytes
     }
 }

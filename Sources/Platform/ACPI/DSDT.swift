@@ -7,27 +7,63 @@ enum DSDT {
         var devices = [clock]
         for port in configuration.serialPorts { devices.append(serialPort(port)) }
         if configuration.hasPVPanic { devices.append(panicPort) }
-        return sleepState + AML.scope("\\_SB", [AML.device("PCI0", hostBridge + devices)])
+        return sleepState
+            + AML.scope("\\_SB", [AML.device("PCI0", hostBridge(configuration) + devices), configurationWindow])
     }
 
-    private static var hostBridge: [[UInt8]] {
-        [
-            AML.name("_HID", AML.eisaID("PNP0A03")),
+    private static func hostBridge(_ configuration: ACPIConfiguration) -> [[UInt8]] {
+        var windows = [
+            AMLResource.busNumbers(0...0xFF),
+            AMLResource.ports(0xCF8, count: 8),
+            AMLResource.portWindow(0...0xCF7),
+            AMLResource.portWindow(0xD00...0xFFFF),
+            AMLResource.memoryWindow(0xA_0000...0xB_FFFF, isCacheable: true),
+        ]
+        for window in PCIMemoryLayout.lowWindows {
+            windows.append(
+                AMLResource.memoryWindow(
+                    UInt32(window.lowerBound)...UInt32(window.upperBound - 1), isCacheable: false))
+        }
+        if let window = configuration.highPCIWindow { windows.append(AMLResource.highMemoryWindow(window)) }
+        var bridge = [
+            // A PCI Express root, which systems that do not know it take for a PCI one.
+            AML.name("_HID", AML.eisaID("PNP0A08")),
+            AML.name("_CID", AML.eisaID("PNP0A03")),
             AML.name("_UID", AML.integer(0)),
             AML.name("_BBN", AML.integer(0)),
-            AML.name(
-                "_CRS",
-                AMLResource.template([
-                    AMLResource.busNumbers(0...0xFF),
-                    AMLResource.ports(0xCF8, count: 8),
-                    AMLResource.portWindow(0...0xCF7),
-                    AMLResource.portWindow(0xD00...0xFFFF),
-                    AMLResource.memoryWindow(0xA_0000...0xB_FFFF, isCacheable: true),
-                    // From the end of the RAM below 4 GiB to the I/O APIC.
-                    AMLResource.memoryWindow(
-                        UInt32(PhysicalMemoryMap.lowLimit)...0xFEBF_FFFF, isCacheable: false),
-                ])),
+            AML.name("_CRS", AMLResource.template(windows)),
         ]
+        if !configuration.pciSlots.isEmpty { bridge.append(interruptRouting(configuration.pciSlots)) }
+        return bridge
+    }
+
+    /// Each pin of the devices on bus 0 with its GSI (ACPI 6.5 §6.2.13). What is behind a root port reaches a pin of
+    /// the port, as every bridge's interrupts do (PCI-to-PCI Bridge 1.2 §9.1).
+    private static func interruptRouting(_ slots: [UInt8]) -> [UInt8] {
+        let entries = slots.prefix(32).flatMap { slot in
+            (0..<4).map { pin in
+                AML.package([
+                    AML.integer(UInt64(slot) << 16 | 0xFFFF), AML.integer(UInt64(pin)), AML.integer(0),
+                    AML.integer(UInt64(PCIInterruptRouting.gsi(slot: slot, pin: pin))),
+                ])
+            }
+        }
+        return AML.name("_PRT", AML.package(entries))
+    }
+
+    /// What the configuration window takes is said as a resource of the board (PCI Firmware 3.2 §4.1.2).
+    private static var configurationWindow: [UInt8] {
+        AML.device(
+            "MCFG",
+            [
+                AML.name("_HID", AML.eisaID("PNP0C02")),
+                AML.name(
+                    "_CRS",
+                    AMLResource.template([
+                        AMLResource.memory(
+                            UInt32(PCIMemoryLayout.configurationBase), size: UInt32(PCIMemoryLayout.configurationSize))
+                    ])),
+            ])
     }
 
     private static var clock: [UInt8] {

@@ -90,6 +90,10 @@ public struct PhysicalMemoryMap: Equatable, Sendable {
                 base: Self.conventionalEnd, size: Self.extendedBase - Self.conventionalEnd, type: .reserved),
             E820Entry(base: Self.extendedBase, size: lowEnd - Self.extendedBase, type: .ram),
         ]
+        // A guest believes the MCFG table only where the window is reserved here (PCI Firmware 3.2 §4.1.2).
+        entries.append(
+            E820Entry(
+                base: PCIMemoryLayout.configurationBase, size: PCIMemoryLayout.configurationSize, type: .reserved))
         if highSize > 0 { entries.append(E820Entry(base: Self.highBase, size: highSize, type: .ram)) }
         return entries
     }

@@ -19,13 +19,4 @@ enum PCIHostBridgeHeader {
     static let vendorAndDevice: UInt32 = 0x29C0_8086
     /// Class 06 (bridge), subclass 00 (host), programming interface 0, revision 0.
     static let classAndRevision: UInt32 = 0x0600_0000
-
-    /// The 32-bit register at `offset`, a multiple of 4; all are read-only.
-    static func register(_ offset: UInt32) -> UInt32 {
-        switch offset {
-        case 0x00: vendorAndDevice
-        case 0x08: classAndRevision
-        default: 0
-        }
-    }
 }

@@ -17,6 +17,7 @@ final class MachineCore: Sendable {
     /// Host TSC at the creation: guest TSCs start at 0 then.
     let firstTSC: UInt64
     let alarm = Alarm()
+    let ioEvents = IOEventTable()
 
     init(tscFrequency: UInt64, at now: HostInstant) {
         firstTSC = now.tsc

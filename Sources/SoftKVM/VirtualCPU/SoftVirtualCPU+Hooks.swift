@@ -14,7 +14,7 @@ extension SoftVirtualCPU {
             }
         }
         state.pointee.hooks.port = { context, port, size, isWrite, value in
-            SoftVirtualCPU.with(context) { $0.accessPort(port, isWrite: isWrite != 0, &value.pointee) }
+            SoftVirtualCPU.with(context) { $0.accessPort(port, size: Int(size), isWrite: isWrite != 0, &value.pointee) }
         }
         state.pointee.hooks.read_msr = { context, index, value in
             SoftVirtualCPU.with(context) { cpu in
@@ -55,7 +55,14 @@ extension SoftVirtualCPU {
             return true
         }
         let inIOAPIC = address &- IOAPIC.baseAddress
-        guard hasIRQChip, inIOAPIC < IOAPIC.length else { return false }
+        guard hasIRQChip, inIOAPIC < IOAPIC.length else {
+            guard isWrite, ioEvents.signal(address, size: size, value: value, isPort: false, in: machine.ioEvents)
+            else {
+                return false
+            }
+            counters.engineMemoryMappedAccesses &+= 1
+            return true
+        }
         counters.engineMemoryMappedAccesses &+= 1
         if isWrite {
             let value = UInt32(truncatingIfNeeded: value)
@@ -81,9 +88,12 @@ extension SoftVirtualCPU {
     }
 
     /// Like KVM's devices these take the lowest byte of any width.
-    private func accessPort(_ port: UInt16, isWrite: Bool, _ value: inout UInt32) -> Bool {
+    private func accessPort(_ port: UInt16, size: Int, isWrite: Bool, _ value: inout UInt32) -> Bool {
         // Everything of ours is below 0x62, 0xa0 or 0x4d0: most ports are turned away without the lock.
-        guard hasIRQChip, port < 0x62 || port & 0xfffe == 0xa0 || port & 0xfffe == 0x4d0 else { return false }
+        guard hasIRQChip, port < 0x62 || port & 0xfffe == 0xa0 || port & 0xfffe == 0x4d0 else {
+            return isWrite
+                && ioEvents.signal(UInt64(port), size: size, value: UInt64(value), isPort: true, in: machine.ioEvents)
+        }
         let now = TimestampCounter.now
         let written = UInt8(truncatingIfNeeded: value)
         let read: UInt8? = machine.withFabric { fabric in

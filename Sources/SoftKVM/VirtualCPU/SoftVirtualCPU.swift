@@ -29,6 +29,7 @@ public final class SoftVirtualCPU: VirtualCPU, @unchecked Sendable {
     /// The local APIC's MMIO page; an address that nothing has where there is none.
     var apicPage = noPage
     var guestClock = GuestClock()
+    var ioEvents = IOEventTable.View()
     var counters = VirtualCPUStatistics()
     let observation: Observation
     /// Cleared at the trace's end.

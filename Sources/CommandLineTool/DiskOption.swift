@@ -1,0 +1,107 @@
+internal import ArgumentParser
+internal import Host
+internal import VMM
+internal import Virtio
+
+/// `--disk FILE[,KEY=VALUE…]`.
+struct DiskOption: Equatable {
+    var path: String
+    var isReadOnly = false
+    var options = BlockConfigurationOptions()
+
+    static func parse(_ text: String) throws -> DiskOption {
+        // A comma that is written twice belongs to the name.
+        var parts = [""]
+        var characters = text[...]
+        while let character = characters.popFirst() {
+            if character != "," {
+                parts[parts.count - 1].append(character)
+            } else if characters.first == "," {
+                characters.removeFirst()
+                parts[parts.count - 1].append(character)
+            } else {
+                parts.append("")
+            }
+        }
+        guard let path = parts.first, !path.isEmpty else {
+            throw ValidationError("It begins with a file's name: disk.raw,readonly.")
+        }
+        var disk = DiskOption(path: path)
+        for part in parts.dropFirst() { try disk.set(part) }
+        return disk
+    }
+
+    private mutating func set(_ part: String) throws {
+        let pair = part.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false).map(String.init)
+        let value = pair.count == 2 ? pair[1] : nil
+        switch (pair[0], value) {
+        case ("readonly", nil): isReadOnly = true
+        case ("format", "raw"?): break
+        case ("format", _): throw ValidationError("The formats are: raw.")
+        case ("serial", let value?): options.serial = try Self.serial(value)
+        case ("queues", let value?):
+            guard let count = Int(value), (1...16).contains(count) else {
+                throw ValidationError("queues must be 1 to 16.")
+            }
+            options.queueCount = count
+        case ("cache", let value?):
+            guard let cache = BlockConfigurationOptions.Cache(rawValue: value) else {
+                throw ValidationError("The cache modes are: writeback, writethrough, unsafe.")
+            }
+            options.cache = cache
+        case ("iops", let value?):
+            guard let count = UInt64(value), count > 0 else { throw ValidationError("iops must be a number from 1.") }
+            options.limits.operationsPerSecond = count
+        case ("bps", let value?): options.limits.bytesPerSecond = try Self.rate(value)
+        default:
+            throw ValidationError(
+                "A disk has no '\(part)'; it has readonly, format=, serial=, queues=, cache=, iops= and bps=.")
+        }
+    }
+
+    private static func serial(_ text: String) throws -> String {
+        let isPlain = text.utf8.allSatisfy { (0x21...0x7E).contains($0) }
+        guard isPlain, (1...BlockConfigurationOptions.serialLimit).contains(text.utf8.count) else {
+            throw ValidationError(
+                "serial must be 1 to \(BlockConfigurationOptions.serialLimit) printable characters without spaces.")
+        }
+        return text
+    }
+
+    private static func rate(_ text: String) throws -> UInt64 {
+        let digits = text.prefix { $0.isASCII && $0.isNumber }
+        let shift: UInt64? =
+            switch text.dropFirst(digits.count).uppercased() {
+            case "": 0
+            case "K": 10
+            case "M": 20
+            case "G": 30
+            default: nil
+            }
+        guard let shift, let number = UInt64(digits), number > 0, number <= 1 << 30 else {
+            throw ValidationError("bps must be written as 500K, 50M or 1G.")
+        }
+        return number << shift
+    }
+
+    /// Opens the image, which stays open and locked for all restarts of the machine.
+    func open() throws(MachineError) -> DeviceConfiguration {
+        let file: ImageFile
+        do throws(HostError) {
+            file = try ImageFile(path: path, isReadOnly: isReadOnly)
+        } catch {
+            let hint =
+                error.operation.hasPrefix("Cannot lock")
+                ? "Another machine uses it; end that one, or give it to both as readonly."
+                : isReadOnly
+                    ? "Check the path and its permissions."
+                    : "Check the path and its permissions; a disk that may only be read needs ,readonly."
+            throw MachineError("Cannot use the disk \(path): \(error.reason). \(hint)")
+        }
+        guard file.size >= 512 else {
+            throw MachineError(
+                "The disk \(path) is smaller than a sector of 512 bytes. Make it larger: truncate -s 1G \(path)")
+        }
+        return .disk(RawDisk(file), options)
+    }
+}

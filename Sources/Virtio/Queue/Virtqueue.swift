@@ -1,0 +1,214 @@
+public import GuestMemory
+internal import Synchronization
+
+/// One queue of a device, whichever layout its driver chose. The device takes buffers and gives them back; it may hold
+/// several, and give them back in any order and from any thread. All that a driver can do wrong ends in `onFault`, and
+/// then the queue is silent until the device is reset.
+public final class Virtqueue: Sendable {
+    enum Ring: Equatable, Sendable {
+        case split(SplitRing)
+        case packed(PackedRing)
+    }
+
+    struct State: Sendable {
+        var ring: Ring?
+        /// Buffers may be taken; giving back is always possible.
+        var isRunning = false
+        /// Counts how often the queue was enabled: a buffer of before is no longer the device's.
+        var epoch: UInt64 = 0
+        var sequence: UInt64 = 0
+        /// VIRTIO_F_IN_ORDER (Virtio 1.2 §6): what was used before its turn, by sequence.
+        var isInOrder = false
+        var nextInOrder: UInt64 = 0
+        var early: [UInt64: (chain: DescriptorChain, written: UInt32)] = [:]
+        var outstanding = 0
+    }
+
+    public let index: Int
+    /// What the addresses in its buffers mean.
+    public let memory: GuestMemory
+    private let onInterrupt: @Sendable () -> Void
+    private let onFault: @Sendable (QueueFault) -> Void
+    private let state = Mutex(State())
+
+    init(
+        index: Int, memory: GuestMemory, onInterrupt: @escaping @Sendable () -> Void,
+        onFault: @escaping @Sendable (QueueFault) -> Void
+    ) {
+        self.index = index
+        self.memory = memory
+        self.onInterrupt = onInterrupt
+        self.onFault = onFault
+    }
+
+    // MARK: For the device
+
+    /// The next buffer; nil when there is none, or the queue does not run. Every buffer is given back with `complete`,
+    /// or with `putBack`.
+    public func next() -> DescriptorChain? {
+        attempt { state throws(QueueFault) in
+            guard state.isRunning, let ring = state.ring else { return nil }
+            let chain: DescriptorChain?
+            switch ring {
+            case .split(var split):
+                chain = try split.take(memory, sequence: state.sequence, epoch: state.epoch)
+                state.ring = .split(split)
+            case .packed(var packed):
+                chain = try packed.take(memory, sequence: state.sequence, epoch: state.epoch)
+                state.ring = .packed(packed)
+            }
+            guard let chain else { return nil }
+            state.sequence &+= 1
+            state.outstanding += 1
+            return chain
+        } ?? nil
+    }
+
+    /// Gives a buffer back with `written` bytes in its writable part, and interrupts the driver if it wants that.
+    public func complete(_ chain: DescriptorChain, written: Int) {
+        let count = UInt32(clamping: min(max(written, 0), chain.writable.count))
+        let interrupts = attempt { state throws(QueueFault) in
+            guard chain.epoch == state.epoch, state.ring != nil else { return false }
+            guard state.outstanding > 0 else { throw .notOutstanding(chain.identifier) }
+            guard state.isInOrder else {
+                try use(chain, count, &state)
+                return try takeInterrupt(&state)
+            }
+            state.early[chain.sequence] = (chain, count)
+            while let (chain, written) = state.early.removeValue(forKey: state.nextInOrder) {
+                try use(chain, written, &state)
+                state.nextInOrder &+= 1
+            }
+            return try takeInterrupt(&state)
+        }
+        if interrupts == true { onInterrupt() }
+    }
+
+    /// Puts back the buffer that was taken last, untouched: it will be the next one again.
+    public func putBack(_ chain: DescriptorChain) {
+        state.withLock { state in
+            guard chain.epoch == state.epoch, chain.sequence &+ 1 == state.sequence else { return }
+            switch state.ring {
+            case .split(var split):
+                split.putBack()
+                state.ring = .split(split)
+            case .packed(var packed):
+                packed.putBack(chain)
+                state.ring = .packed(packed)
+            case nil: return
+            }
+            state.sequence &-= 1
+            state.outstanding -= 1
+        }
+    }
+
+    /// Takes and handles what is there, at most as many buffers as the ring has, so that no driver can keep its caller
+    /// for ever. True: there is more. Otherwise the driver notifies when there is.
+    public func drain(_ body: (DescriptorChain) -> Void) -> Bool {
+        for _ in 0..<max(size, 1) {
+            guard let chain = next() else { return requestNotification() }
+            body(chain)
+        }
+        return requestNotification()
+    }
+
+    /// Asks the driver to notify at its next buffer. True: there is one already.
+    public func requestNotification() -> Bool {
+        attempt { state throws(QueueFault) in
+            guard state.isRunning, let ring = state.ring else { return false }
+            switch ring {
+            case .split(var split):
+                defer { state.ring = .split(split) }
+                return try split.requestNotification(memory)
+            case .packed(var packed):
+                defer { state.ring = .packed(packed) }
+                return try packed.requestNotification(memory)
+            }
+        } ?? false
+    }
+
+    /// Entries; 0 while the queue is not enabled.
+    public var size: Int {
+        state.withLock { state in
+            switch state.ring {
+            case .split(let ring): Int(ring.size)
+            case .packed(let ring): Int(ring.size)
+            case nil: 0
+            }
+        }
+    }
+
+    public var isEnabled: Bool { state.withLock { $0.ring != nil } }
+
+    // MARK: For the transport
+
+    func start(_ ring: Ring, isInOrder: Bool) {
+        state.withLock { state in
+            let epoch = state.epoch &+ 1
+            state = State()
+            state.ring = ring
+            state.epoch = epoch
+            state.isInOrder = isInOrder
+            state.isRunning = true
+        }
+    }
+
+    func stop() {
+        state.withLock { state in
+            let epoch = state.epoch &+ 1
+            state = State()
+            state.epoch = epoch
+        }
+    }
+
+    /// No buffers are taken any more, until a reset.
+    func silence() { state.withLock { $0.isRunning = false } }
+
+    var ring: Ring? { state.withLock { $0.ring } }
+    var outstanding: Int { state.withLock { $0.outstanding } }
+
+    // MARK: Under the lock
+
+    private func use(_ chain: DescriptorChain, _ written: UInt32, _ state: inout State) throws(QueueFault) {
+        state.outstanding -= 1
+        switch state.ring {
+        case .split(var split):
+            defer { state.ring = .split(split) }
+            try split.use(chain.identifier, written: written, memory)
+        case .packed(var packed):
+            defer { state.ring = .packed(packed) }
+            try packed.use(chain.identifier, ringEntries: chain.ringEntries, written: written, memory)
+        case nil: break
+        }
+    }
+
+    private func takeInterrupt(_ state: inout State) throws(QueueFault) -> Bool {
+        switch state.ring {
+        case .split(var split):
+            defer { state.ring = .split(split) }
+            return try split.takeInterrupt(memory)
+        case .packed(var packed):
+            defer { state.ring = .packed(packed) }
+            return try packed.takeInterrupt(memory)
+        case nil: return false
+        }
+    }
+
+    /// nil after a fault, which is reported without the lock.
+    private func attempt<Result: Sendable>(_ body: (inout State) throws(QueueFault) -> Result) -> Result? {
+        let outcome: Swift.Result<Result, QueueFault> = state.withLock { state in
+            do throws(QueueFault) {
+                return .success(try body(&state))
+            } catch {
+                state.isRunning = false
+                return .failure(error)
+            }
+        }
+        switch outcome {
+        case .success(let result): return result
+        case .failure(let fault):
+            onFault(fault)
+            return nil
+        }
+    }
+}

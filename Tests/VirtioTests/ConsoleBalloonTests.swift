@@ -1,0 +1,189 @@
+import DeviceModel
+import GuestMemory
+import Synchronization
+import Testing
+import X86
+
+@testable import Virtio
+
+private final class Sink: ConsoleSink {
+    let state = Mutex<(bytes: [Int: [UInt8]], room: Int)>(([:], .max))
+
+    func write(_ bytes: [UInt8], port: Int) -> Int {
+        state.withLock { state in
+            let taken = bytes.prefix(state.room)
+            state.room -= taken.count
+            state.bytes[port, default: []] += taken
+            return taken.count
+        }
+    }
+
+    func text(_ port: Int) -> String { state.withLock { String(decoding: $0.bytes[port] ?? [], as: UTF8.self) } }
+    func setRoom(_ room: Int) { state.withLock { $0.room = room } }
+}
+
+@Suite("Console device")
+struct ConsoleTests {
+    private let sink = Sink()
+    private static let ports = [
+        VirtioConsole.PortDescription(isConsole: true), VirtioConsole.PortDescription(name: "agent"),
+    ]
+
+    private func message(_ port: UInt32, _ event: UInt16, _ value: UInt16) -> ModelQueue.Part {
+        var bytes = [UInt8](repeating: 0, count: 8)
+        bytes.store(port, at: 0)
+        bytes.store(event, at: 4)
+        bytes.store(value, at: 6)
+        return .readable(bytes)
+    }
+
+    private func start(_ console: VirtioConsole, style: DriverStyle = DriverStyle()) throws -> ModelDriver {
+        let driver = try ModelDriver(console, style: style)
+        try #require(driver.start(features: console.features))
+        return driver
+    }
+
+    @Test("The control queue brings ports up", arguments: [false, true])
+    func control(isPacked: Bool) throws {
+        let console = VirtioConsole(ports: Self.ports, sink: sink, columns: 100, rows: 30)
+        let driver = try start(console, style: DriverStyle(isPacked: isPacked, hasEventIndex: true))
+        for _ in 0..<12 { try driver.queues[2].submit([.writable(32)]) }
+        driver.notify(2)
+        _ = try driver.request([message(0, 0, 1)], queue: 3)
+        _ = try driver.request([message(0, 3, 1)], queue: 3)
+        _ = try driver.request([message(1, 3, 1)], queue: 3)
+        _ = try driver.request([message(7, 3, 1)], queue: 3)
+        _ = try driver.request([message(1, 6, 1)], queue: 3)
+        console.resize(columns: 132, rows: 50)
+        let answers = try driver.queues[2].collect().map { Array($0.bytes.prefix(Int($0.written))) }
+        #expect(
+            answers == [
+                [0, 0, 0, 0, 1, 0, 0, 0], [1, 0, 0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 4, 0, 1, 0],
+                [0, 0, 0, 0, 5, 0, 0, 0, 100, 0, 30, 0], [0, 0, 0, 0, 6, 0, 1, 0],
+                [1, 0, 0, 0, 7, 0, 1, 0] + Array("agent".utf8), [1, 0, 0, 0, 6, 0, 1, 0],
+                [0, 0, 0, 0, 5, 0, 0, 0, 132, 0, 50, 0],
+            ])
+        #expect(console.isOpen(port: 1) && !console.isOpen(port: 0) && !console.isOpen(port: 9))
+        #expect(driver.read(VirtioPCILayout.device, .double) == 132 | 50 << 16)
+        #expect(driver.read(VirtioPCILayout.device + 4, .double) == 2)
+        #expect(driver.read(VirtioCommonRegister.configurationGeneration, .byte) == 1)
+    }
+
+    @Test("Bytes go both ways, and wait where there is no room")
+    func data() throws {
+        let console = VirtioConsole(ports: Self.ports, sink: sink)
+        let driver = try start(console)
+        #expect(console.receive(Array("hello".utf8), port: 0) == 5)
+        try driver.queues[0].submit([.writable(3)])
+        driver.notify(0)
+        try driver.queues[0].submit([.writable(3)])
+        driver.notify(0)
+        let used = try driver.queues[0].collect()
+        #expect(used.map { Array($0.bytes.prefix(Int($0.written))) } == [Array("hel".utf8), Array("lo".utf8)])
+        #expect(console.receive([UInt8](repeating: 0, count: 100_000), port: 1) == 65536)
+        #expect(console.receive([1], port: 1) == 0 && console.receive([1], port: 5) == 0)
+
+        sink.setRoom(4)
+        try driver.queues[5].submit([.readable(Array("abcdef".utf8))])
+        try driver.queues[5].submit([.readable(Array("ghi".utf8))])
+        driver.notify(5)
+        #expect(sink.text(1) == "abcd")
+        #expect(try driver.queues[5].collect().isEmpty)
+        sink.setRoom(100)
+        console.outputSpaceAvailable(port: 1)
+        #expect(sink.text(1) == "abcdefghi")
+        #expect(try driver.queues[5].collect().count == 2)
+    }
+
+    @Test("A saved console goes on in the middle of a buffer")
+    func savedState() throws {
+        let console = VirtioConsole(ports: Self.ports, sink: sink)
+        let driver = try start(console)
+        sink.setRoom(2)
+        try driver.queues[1].submit([.readable(Array("abcdef".utf8))])
+        driver.notify(1)
+        _ = console.receive(Array("xyz".utf8), port: 0)
+        driver.transport.pause()
+        let saved = try VirtioPCISavedState(encoded: driver.transport.save().encoded())
+        let restored = try VirtioConsole(
+            restoring: VirtioConsoleSavedState(encoded: saved.device), ports: Self.ports, sink: sink)
+        let next = ModelDriver(
+            continuing: driver, with: try VirtioPCIDevice(restoring: saved, restored, memory: driver.memory))
+        sink.setRoom(100)
+        next.transport.resume()
+        #expect(sink.text(0) == "abcdef")
+        #expect(try next.queues[1].collect().count == 1)
+        try next.queues[0].submit([.writable(8)])
+        next.notify(0)
+        #expect(try next.queues[0].collect().first?.bytes.prefix(3) == Array("xyz".utf8)[...])
+    }
+}
+
+@Suite("Balloon device")
+struct BalloonTests {
+    private func numbers(_ pages: [UInt32]) -> ModelQueue.Part {
+        var bytes = [UInt8](repeating: 0, count: pages.count * 4)
+        for (index, page) in pages.enumerated() { bytes.store(page, at: index * 4) }
+        return .readable(bytes)
+    }
+
+    @Test("Pages that are given up read as zeroes, others stay")
+    func inflate() throws {
+        let balloon = VirtioBalloon(targetPages: 7)
+        let driver = try ModelDriver(balloon)
+        try #require(driver.start(features: balloon.features))
+        #expect(driver.read(VirtioPCILayout.device, .double) == 7)
+        for page in 768..<UInt64(772) { try driver.memory.store(page, at: GuestPhysicalAddress(page * 4096 + 8)) }
+        // Pages that are no memory are the guest's mistake and harm nothing.
+        _ = try driver.request([numbers([768, 770, 1 << 20, .max])], queue: 0)
+        let left = try (768..<UInt64(772)).map {
+            try driver.memory.load(UInt64.self, at: GuestPhysicalAddress($0 * 4096 + 8))
+        }
+        #expect(left == [0, 769, 0, 771])
+        driver.write(VirtioPCILayout.device + 4, .double, 2)
+        #expect(balloon.actualPages == 2)
+        _ = try driver.request([numbers([768])], queue: 1)
+        balloon.setTarget(pages: 9)
+        #expect(driver.read(VirtioPCILayout.device, .double) == 9)
+        #expect(driver.read(VirtioPCILayout.interruptStatus, .byte) & 2 != 0)
+        #expect(!driver.needsReset)
+    }
+
+    @Test("Statistics are asked for with the guest's own buffer")
+    func statistics() throws {
+        let balloon = VirtioBalloon()
+        let driver = try ModelDriver(balloon)
+        try #require(driver.start(features: balloon.features))
+        func send(_ free: UInt64) throws {
+            var bytes = [UInt8](repeating: 0, count: 30)
+            bytes.store(UInt16(4), at: 0)
+            bytes.store(free, at: 2)
+            bytes.store(UInt16(999), at: 10)
+            try driver.queues[2].submit([.readable(bytes)])
+            driver.notify(2)
+        }
+        try send(100)
+        #expect(try driver.queues[2].collect().isEmpty, "kept")
+        #expect(balloon.statistics().values[.free] == 100)
+        #expect(try driver.queues[2].collect().count == 1)
+        try send(200)
+        driver.transport.pause()
+        let saved = try VirtioPCISavedState(encoded: driver.transport.save().encoded())
+        let restored = VirtioBalloon(restoring: try VirtioBalloonSavedState(encoded: saved.device))
+        let next = ModelDriver(
+            continuing: driver, with: try VirtioPCIDevice(restoring: saved, restored, memory: driver.memory))
+        next.transport.resume()
+        #expect(restored.statistics().values[.free] == 200)
+        #expect(try next.queues[2].collect().count == 1)
+    }
+
+    @Test("Free pages that are reported go back to the host")
+    func reporting() throws {
+        let balloon = VirtioBalloon()
+        let driver = try ModelDriver(balloon)
+        try #require(driver.start(features: balloon.features))
+        let used = try driver.request([.writable(3 * 4096)], queue: 3)
+        // Two whole pages lie in it wherever it begins.
+        #expect(used?.bytes.count { $0 == 0 } ?? 0 >= 2 * 4096)
+    }
+}
