@@ -56,7 +56,7 @@ let package = Package(
         .target(name: "Platform", dependencies: ["DeviceModel", "GuestMemory", "Host", "X86"], swiftSettings: safe),
 
         .target(
-            name: "Virtio", dependencies: ["DeviceModel", "GuestMemory", "Host", "X86"], swiftSettings: safe),
+            name: "Virtio", dependencies: ["DeviceModel", "Disk", "GuestMemory", "Host", "X86"], swiftSettings: safe),
 
         // Machine floor
         .target(

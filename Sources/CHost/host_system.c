@@ -83,31 +83,6 @@ long host_lock_image(int fd, int exclusive) {
     return result_or_errno(fcntl(fd, F_OFD_SETLK, &lock));
 }
 
-long host_preadv(int fd, const struct iovec *segments, size_t count, uint64_t offset) {
-    if (offset > INT64_MAX || count > IOV_MAX) return -EINVAL;
-    return result_or_errno(preadv(fd, segments, (int)count, (off_t)offset));
-}
-
-long host_pwritev(int fd, const struct iovec *segments, size_t count, uint64_t offset) {
-    if (offset > INT64_MAX || count > IOV_MAX) return -EINVAL;
-    return result_or_errno(pwritev(fd, segments, (int)count, (off_t)offset));
-}
-
-long host_fdatasync(int fd) { return result_or_errno(fdatasync(fd)); }
-
-static long change_range(int fd, int mode, uint64_t offset, uint64_t count) {
-    if (offset > INT64_MAX || count > INT64_MAX) return -EINVAL;
-    return result_or_errno(fallocate(fd, mode | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)count));
-}
-
-long host_punch_hole(int fd, uint64_t offset, uint64_t count) {
-    return change_range(fd, FALLOC_FL_PUNCH_HOLE, offset, count);
-}
-
-long host_zero_range(int fd, uint64_t offset, uint64_t count) {
-    return change_range(fd, FALLOC_FL_ZERO_RANGE, offset, count);
-}
-
 long host_release_pages(void *start, size_t count) { return result_or_errno(madvise(start, count, MADV_DONTNEED)); }
 
 long host_poll(struct pollfd *set, size_t count, int64_t timeout_ns) {

@@ -1,4 +1,5 @@
 internal import ArgumentParser
+internal import Disk
 internal import Host
 internal import VMM
 internal import Virtio
@@ -7,6 +8,8 @@ internal import Virtio
 struct DiskOption: Equatable {
     var path: String
     var isReadOnly = false
+    /// Nil: qcow2 where the name ends so, else raw.
+    var format: DiskFormat?
     var options = BlockConfigurationOptions()
 
     static func parse(_ text: String) throws -> DiskOption {
@@ -36,8 +39,11 @@ struct DiskOption: Equatable {
         let value = pair.count == 2 ? pair[1] : nil
         switch (pair[0], value) {
         case ("readonly", nil): isReadOnly = true
-        case ("format", "raw"?): break
-        case ("format", _): throw ValidationError("The formats are: raw.")
+        case ("format", let value?):
+            guard let format = DiskFormat(rawValue: value) else {
+                throw ValidationError("The formats are: raw, qcow2.")
+            }
+            self.format = format
         case ("serial", let value?): options.serial = try Self.serial(value)
         case ("queues", let value?):
             guard let count = Int(value), (1...16).contains(count) else {
@@ -86,6 +92,32 @@ struct DiskOption: Equatable {
 
     /// Opens the image, which stays open and locked for all restarts of the machine.
     func open() throws(MachineError) -> DeviceConfiguration {
+        if (format ?? (path.hasSuffix(".qcow2") ? .qcow2 : .raw)) == .qcow2 { return try openQCOW2() }
+        // The guest of a raw image may write what looks like another format: nothing is guessed by that.
+        if format == nil, (try? DiskImage.recognize(path)) == .qcow2 {
+            throw MachineError(
+                "\(path) looks like a qcow2 image. Say what it is: \(path),format=qcow2 (or format=raw for its bytes as they are)."
+            )
+        }
+        return try openRaw()
+    }
+
+    private func openQCOW2() throws(MachineError) -> DeviceConfiguration {
+        do throws(DiskError) {
+            let image = try DiskImage.open(path, .qcow2, DiskImage.Options(isWritable: !isReadOnly))
+            return .disk(ImageDisk(image), options)
+        } catch {
+            let hint =
+                switch error.kind {
+                case .inUse: " End the other one, or give it to both as readonly."
+                case .host where !isReadOnly: " A disk that may only be read needs ,readonly."
+                default: ""
+                }
+            throw MachineError("Cannot use the disk \(path): \(error).\(hint)")
+        }
+    }
+
+    private func openRaw() throws(MachineError) -> DeviceConfiguration {
         let file: ImageFile
         do throws(HostError) {
             file = try ImageFile(path: path, isReadOnly: isReadOnly)

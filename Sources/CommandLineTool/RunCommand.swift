@@ -25,9 +25,11 @@ struct RunCommand: ParsableCommand {
               truncate -s 1G disk.raw; martlet run --disk disk.raw -- sh -c 'echo hello >/dev/vda'
 
             DISKS
-              --disk FILE[,readonly][,format=raw][,serial=NAME][,queues=N][,cache=MODE][,iops=N][,bps=SIZE]
-              FILE          a raw image or a block device; it is locked while the machine runs (several machines may
-                            share it if all have it readonly). A comma in its name is written twice.
+              --disk FILE[,readonly][,format=raw|qcow2][,serial=NAME][,queues=N][,cache=MODE][,iops=N][,bps=SIZE]
+              FILE          a raw image, a block device or a qcow2 image (martlet image makes them); it is locked while
+                            the machine runs (several machines may share it if all have it readonly). A comma in its
+                            name is written twice.
+              format=       qcow2 where the name ends in .qcow2, else raw
               readonly      the guest cannot write to it
               serial=NAME   up to 20 characters, which the guest finds in /dev/disk/by-id and /sys/block/vda/serial
               queues=N      1 to 16, by default 1

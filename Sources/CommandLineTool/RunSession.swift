@@ -1,6 +1,7 @@
 internal import Host
 internal import Platform
 internal import VMM
+internal import Virtio
 
 /// One `martlet run`, from the parsed options to the exit status.
 struct RunSession {
@@ -40,8 +41,15 @@ struct RunSession {
             configuration, console: console, engine: engine,
             restarts: !options.noReboot && mode != .command, signals: signals, startedAt: startedAt,
             deadline: deadline, observer: observer(terminal), symbols: output.symbols)
-        let end = try session.run()
+        let end: SessionEnd
+        do throws(MachineError) {
+            end = try session.run()
+        } catch {
+            try? Self.closeDisks(configuration)
+            throw error
+        }
         terminal?.restore()
+        try Self.closeDisks(configuration)
         output.finish(session.profile, verbose: options.verbose)
         return EndReport(end: end, trace: session.trace, engineName: engine.name, options: options, isTyping: isTyping)
             .tell()
@@ -100,6 +108,17 @@ struct RunSession {
         var devices: [DeviceConfiguration] = []
         for disk in options.disk { devices.append(try disk.open()) }
         return devices + options.device.filter { $0 == .entropy }.map { _ in .entropy }
+    }
+
+    private static func closeDisks(_ configuration: MachineConfiguration) throws(MachineError) {
+        for case .disk(let backend, _) in configuration.devices {
+            do throws(BlockError) {
+                try backend.close()
+            } catch {
+                throw MachineError(
+                    "The last of a disk could not be written: \(error). Look at it with: martlet image check")
+            }
+        }
     }
 
     private func modules(

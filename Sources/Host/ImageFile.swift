@@ -5,7 +5,7 @@ internal import Glibc
 public struct IOSegments: @unchecked Sendable {
     // SAFETY: the memory behind the pointers is shared memory, which its users treat so, and `owner` keeps it mapped.
     public let buffers: [UnsafeMutableRawBufferPointer]
-    private let owner: AnyObject
+    let owner: AnyObject
 
     public init(_ buffers: [UnsafeMutableRawBufferPointer], owner: AnyObject) {
         self.buffers = buffers

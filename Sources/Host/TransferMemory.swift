@@ -87,6 +87,15 @@ public struct TransferMemory: @unchecked Sendable {
         owners = owner.map { [$0] } ?? []
     }
 
+    /// The segments of a device's request.
+    public init(_ segments: IOSegments) {
+        pieces = segments.buffers.compactMap { buffer in
+            buffer.baseAddress.map { iovec(iov_base: $0, iov_len: buffer.count) }
+        }
+        count = segments.count
+        owners = [segments.owner]
+    }
+
     /// The pieces in a row.
     public init(joining parts: [TransferMemory]) {
         pieces = parts.flatMap(\.pieces)

@@ -253,6 +253,40 @@ struct GuestBootTests {
         #expect(try Data(contentsOf: scratch.file("b")) == Data(repeating: 0x5A, count: 1 << 20))
     }
 
+    /// A qcow2 disk above a backing file, through a machine and back.
+    @Test("A qcow2 disk")
+    func qcow2Disk() async throws {
+        let scratch = try Scratch()
+        func image(_ arguments: String...) async throws -> Martlet.Result {
+            let result = try await Martlet.run(["image"] + arguments)
+            #expect(result.status == 0, "\(arguments): \(result.errors)")
+            return result
+        }
+        func path(_ name: String) -> String { scratch.file(name).path }
+        let pattern = Data((0..<1 << 20).map { UInt8(truncatingIfNeeded: $0 &* 11 ^ $0 >> 7) })
+        try (pattern + Data(count: 7 << 20)).write(to: scratch.file("raw"))
+        _ = try await image(
+            "convert", "--from", "raw", "--to", "qcow2", "--compress", "zstd", path("raw"), path("base"))
+        _ = try await image("create", "--backing", path("base"), "--backing-format", "qcow2", path("top.qcow2"))
+        let script = """
+            dd if=/dev/vda of=/dev/vda bs=64k count=16 seek=48 2>/dev/null
+            dd if=/dev/zero of=/dev/vda bs=4k count=1 seek=3 2>/dev/null
+            echo sizes=$(cat /sys/block/vda/size)
+            """
+        let result = try await guest(script, options: ["--disk", path("top.qcow2")])
+        #expect(result.status == 0, "\(result.errors)")
+        #expect(value("sizes", in: result) == "16384")
+        _ = try await image("check", path("top.qcow2"))
+        _ = try await image("convert", "--from", "qcow2", "--to", "raw", path("top.qcow2"), path("out"))
+        var expected = pattern + Data(count: 7 << 20)
+        expected.replaceSubrange(3 << 20..<4 << 20, with: pattern)
+        expected.replaceSubrange(3 * 4096..<4 * 4096, with: Data(count: 4096))
+        #expect(try Data(contentsOf: scratch.file("out")) == expected)
+        // A name that does not say so, and no format: refused, not guessed.
+        let refused = try await guest("true", options: ["--disk", path("base")])
+        #expect(refused.status == 125 && refused.errors.contains("format=qcow2"), "\(refused.errors)")
+    }
+
     @Test("A timeout is a status and one line")
     func timeout() async throws {
         let result = try await Martlet.run(["run", "--timeout", "2s", "--", "sleep", "1000"])

@@ -71,7 +71,8 @@ struct OptionValuesTests {
         #expect(try DiskOption.parse("a.raw") == DiskOption(path: "a.raw"))
         let full = try DiskOption.parse(
             "/x/a,,b.raw,readonly,format=raw,serial=S1,queues=4,cache=unsafe,iops=100,bps=2M")
-        #expect(full.path == "/x/a,b.raw" && full.isReadOnly)
+        #expect(full.path == "/x/a,b.raw" && full.isReadOnly && full.format == .raw)
+        #expect(try DiskOption.parse("a,format=qcow2").format == .qcow2)
         #expect(full.options.serial == "S1" && full.options.queueCount == 4 && full.options.cache == .unsafe)
         #expect(full.options.limits == .init(bytesPerSecond: 2 << 20, operationsPerSecond: 100))
     }

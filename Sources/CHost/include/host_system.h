@@ -44,13 +44,6 @@ long host_image_size(int fd);
 /// Locks the whole file for this open file description, until it is closed: shared for reading, else exclusive.
 /// -EAGAIN where another one has it.
 long host_lock_image(int fd, int exclusive);
-long host_preadv(int fd, const struct iovec *_Nonnull segments, size_t count, uint64_t offset);
-long host_pwritev(int fd, const struct iovec *_Nonnull segments, size_t count, uint64_t offset);
-long host_fdatasync(int fd);
-/// Gives a range's storage back; it reads as zeroes (fallocate(2), FALLOC_FL_PUNCH_HOLE).
-long host_punch_hole(int fd, uint64_t offset, uint64_t count);
-/// Makes a range read as zeroes, its storage kept (FALLOC_FL_ZERO_RANGE).
-long host_zero_range(int fd, uint64_t offset, uint64_t count);
 
 // MARK: Memory shared with a guest
 

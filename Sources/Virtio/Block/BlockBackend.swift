@@ -27,6 +27,12 @@ public protocol BlockBackend: AnyObject, Sendable {
     func discard(at offset: UInt64, count: UInt64) throws(BlockError)
     /// The range reads as zeroes; with `mayUnmap` it need not be stored.
     func writeZeroes(at offset: UInt64, count: UInt64, mayUnmap: Bool) throws(BlockError)
+    /// Nothing is asked of it any more: what it keeps in memory gets into its file.
+    func close() throws(BlockError)
+}
+
+extension BlockBackend {
+    public func close() throws(BlockError) {}
 }
 
 /// A disk whose file has its bytes one to one.
