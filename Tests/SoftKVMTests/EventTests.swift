@@ -92,8 +92,10 @@ internal import X86
         #expect(fabric.acknowledgeInterrupt(for: 0) == 0x51)
         fabric.setLine(30, level: false)
         #expect(!fabric.hasInterrupt(for: 0))
+        // KVM_IRQ_LINE on a message's GSI sends it, too.
+        fabric.messageRoutes = [30: InterruptMessage(msiAddress: 0xfee0_0000, data: 0x61)]
         fabric.setLine(30, level: true)
-        #expect(fabric.apics[0].receive(InterruptMessage(msiAddress: 0xfee0_0000, data: 0x61)))
+        #expect(fabric.acknowledgeInterrupt(for: 0) == 0x61)
     }
 
     @Test func wiringOfLinesIsFixed() throws {
