@@ -114,7 +114,7 @@ let package = Package(
         .testTarget(
             name: "CommandLineToolTests",
             dependencies: [
-                "CommandLineTool", "SoftKVM", "VMM", "Virtio",
+                "CommandLineTool", "Disk", "SoftKVM", "VMM", "Virtio",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),

@@ -1,3 +1,4 @@
+internal import Disk
 internal import Testing
 internal import VMM
 internal import Virtio
