@@ -245,8 +245,8 @@ import Testing
                         .lockstep(threshold: 1, exactFlags: true),
                     ] as [Execution] {
                         var found = outcome(execution, code, passes, rsi: place.rsi, rdi: place.rdi)
-                        // Behind a fault, flags that the guest had overwritten unread may be others in the default way.
-                        if !execution.exactFlags, found.rip < Place.code {
+                        // At a fault or an exit, flags that the guest overwrites unread may be others in the default way.
+                        if !execution.exactFlags, found.stop == .mmio || found.rip < Place.code {
                             found.flags &= ~0x8D5
                             found.flags |= expected.flags & 0x8D5
                         }
