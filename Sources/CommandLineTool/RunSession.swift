@@ -110,14 +110,19 @@ struct RunSession {
         return devices + options.device.filter { $0 == .entropy }.map { _ in .entropy }
     }
 
+    /// Each one, whatever becomes of the others; the first trouble is told.
     private static func closeDisks(_ configuration: MachineConfiguration) throws(MachineError) {
+        var trouble: BlockError?
         for case .disk(let backend, _) in configuration.devices {
             do throws(BlockError) {
                 try backend.close()
             } catch {
-                throw MachineError(
-                    "The last of a disk could not be written: \(error). Look at it with: martlet image check")
+                trouble = trouble ?? error
             }
+        }
+        if let trouble {
+            throw MachineError(
+                "The last of a disk could not be written: \(trouble). Look at it with: martlet image check")
         }
     }
 
