@@ -34,6 +34,9 @@ let package = Package(
         .target(name: "Host", dependencies: ["CHost"], swiftSettings: strict),
         .target(name: "GuestMemory", dependencies: ["CHost", "Host", "X86"], swiftSettings: strict),
 
+        // libslirp (Debian: libslirp-dev).
+        .systemLibrary(name: "CSlirp"),
+
         // Engine floor
         .target(name: "X86", swiftSettings: safe),
         .target(name: "Hypervisor", dependencies: ["CHost", "GuestMemory", "X86"], swiftSettings: strict),
@@ -48,6 +51,8 @@ let package = Package(
         // Device floor
         .target(name: "DeviceModel", dependencies: ["GuestMemory", "Host"], swiftSettings: safe),
         .target(name: "Platform", dependencies: ["DeviceModel", "GuestMemory", "Host", "X86"], swiftSettings: safe),
+
+        .target(name: "Net", dependencies: ["CHost", "CSlirp", "Host"], swiftSettings: safe),
 
         // Machine floor
         .target(
@@ -87,6 +92,7 @@ let package = Package(
         .testTarget(
             name: "CPUTests", dependencies: ["CHost", "CPU", "CTestHost", "GuestMemory", "X86"], swiftSettings: strict),
         .testTarget(name: "DeviceModelTests", dependencies: ["DeviceModel"], swiftSettings: strict),
+        .testTarget(name: "NetTests", dependencies: ["CHost", "Host", "Net"], swiftSettings: strict),
         .testTarget(
             name: "PlatformTests", dependencies: ["DeviceModel", "GuestMemory", "Host", "Platform", "X86"],
             swiftSettings: strict),

@@ -6,7 +6,8 @@ swift_advice="Install Swift $swift_minimum or later (https://www.swift.org/insta
 
 # What SwiftPM and the compiler need of Debian, and have themselves no word for.
 require_build_packages() {
-    require_packages git:git /usr/include/stdio.h:libc6-dev '/usr/lib/gcc/x86_64-linux-gnu/*/libstdc++.so:libstdc++-12-dev'
+    require_packages git:git /usr/include/stdio.h:libc6-dev '/usr/lib/gcc/x86_64-linux-gnu/*/libstdc++.so:libstdc++-12-dev' \
+        /usr/include/slirp/libslirp.h:libslirp-dev
 }
 
 require_swift() {
