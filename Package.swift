@@ -38,6 +38,8 @@ let package = Package(
         .target(
             name: "CCompression", cSettings: [.unsafeFlags(["-Wall", "-Wextra", "-Werror"])],
             linkerSettings: [.unsafeFlags(["-Xlinker", "-l:libzstd.a", "-Xlinker", "-l:libz.a"])]),
+        // libslirp (Debian: libslirp-dev).
+        .systemLibrary(name: "CSlirp"),
 
         // Engine floor
         .target(name: "X86", swiftSettings: safe),
@@ -57,6 +59,7 @@ let package = Package(
 
         .target(
             name: "Virtio", dependencies: ["DeviceModel", "Disk", "GuestMemory", "Host", "X86"], swiftSettings: safe),
+        .target(name: "Net", dependencies: ["CHost", "CSlirp", "Host"], swiftSettings: safe),
 
         // Machine floor
         .target(
@@ -102,6 +105,7 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(name: "DiskTests", dependencies: ["Disk", "Host"], swiftSettings: strict),
         .testTarget(name: "DeviceModelTests", dependencies: ["DeviceModel"], swiftSettings: strict),
+        .testTarget(name: "NetTests", dependencies: ["CHost", "Host", "Net"], swiftSettings: strict),
         .testTarget(
             name: "PlatformTests", dependencies: ["DeviceModel", "Fuzzing", "GuestMemory", "Host", "Platform", "X86"],
             swiftSettings: strict),

@@ -237,10 +237,12 @@ private let spin: [UInt8] = [0xeb, 0xfe]  // jmp itself
         let start = HostClock.monotonicNanoseconds
         #expect(try machine.run() == .io(port: IOPort(0xf4), size: 1, count: 1, isWrite: true))
         let elapsed = HostClock.monotonicNanoseconds - start
-        #expect(machine.word(0x500) == 20)
+        // More where the host is so busy that the next tick is due before CLI.
+        let ticks = machine.word(0x500)
+        #expect(ticks >= 20)
         #expect(elapsed >= 19_500_000)
         #expect(machine.cpus[0].statistics.halts > 0)
-        #expect(machine.cpus[0].statistics.interruptsInjected == 20)
+        #expect(machine.cpus[0].statistics.interruptsInjected == UInt64(ticks))
     }
 
     /// A guest that never leaves guest code is interrupted by its TSC deadlines (x2APIC, real mode).

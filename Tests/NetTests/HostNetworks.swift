@@ -1,0 +1,46 @@
+import Glibc
+import Host
+import Synchronization
+
+/// Runs `body` on a thread in a network namespace of its own, empty but for a loopback: what it opens there stays
+/// usable. Nil where that is not permitted.
+func inNewNetwork<Result: Sendable>(_ body: @escaping @Sendable () throws -> Result) throws -> Result? {
+    let outcome = Mutex<Swift.Result<Result, any Error>?>(nil)
+    try withoutActuallyEscaping({ @Sendable () -> Void in
+        guard unshareNetwork() else { return }
+        _ = shell("ip link set lo up")
+        let result = Swift.Result { try body() }
+        outcome.withLock { $0 = result }
+    }) { run in
+        try HostThread(name: "namespace", run).join()
+    }
+    return try outcome.withLock { try $0?.get() }
+}
+
+/// unshare(CLONE_NEWNET), which the Glibc module does not show. Only the calling thread moves.
+private func unshareNetwork() -> Bool {
+    let newNetwork: Int32 = 0x4000_0000
+    guard let symbol = dlsym(dlopen(nil, RTLD_NOW), "unshare") else { return false }
+    // SAFETY: the function's type in unshare(2).
+    return unsafeBitCast(symbol, to: (@convention(c) (Int32) -> Int32).self)(newNetwork) == 0
+}
+
+let canMakeNetworks = ((try? inNewNetwork { true }) ?? nil) != nil && exists("/dev/net/tun") && has("ip")
+
+func exists(_ path: String) -> Bool { access(path, F_OK) == 0 }
+
+func has(_ command: String) -> Bool { shell("command -v \(command)").status == 0 }
+
+/// What a command printed, and how it ended.
+func shell(_ command: String) -> (output: String, status: Int32) {
+    guard let pipe = popen("{ \(command)\n} 2>&1", "r") else { return ("", -1) }
+    var bytes: [UInt8] = []
+    var chunk = [UInt8](repeating: 0, count: 65_536)
+    while case let count = fread(&chunk, 1, chunk.count, pipe), count > 0 { bytes += chunk.prefix(count) }
+    return (String(decoding: bytes, as: UTF8.self), pclose(pipe))
+}
+
+/// A path of our own.
+func temporaryPath(_ name: String) -> String {
+    "/tmp/martlet-net-test-\(getpid())-\(HostClock.monotonicNanoseconds)-\(name)"
+}
