@@ -58,7 +58,7 @@ import Testing
                 machine.store(dice.next(), at: Self.firstByte + UInt64(offset))
             }
             machine.forgetCode()
-            for _ in 0..<6 {
+            for _ in 0..<12 {
                 machine.state.setFlags(2)
                 for register in [0, 1, 2, 3] { machine.state.setRegister(register, dice.next()) }
                 for register in [4, 6, 7] { machine.state.setRegister(register, Self.address(&dice)) }

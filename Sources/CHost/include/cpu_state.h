@@ -126,7 +126,9 @@ typedef struct martlet_site {
     uint32_t local_index; // in the lists of sites
     void *_Nullable alternative; // of a site for several accesses: the same code with a compare for each
     uint32_t global_index;
-    uint32_t reserved;
+    int32_t group_start : 27; // of a site for several accesses: the first byte, from the register's value at `insn`
+    uint32_t group_register : 4;
+    uint32_t is_split : 1; // its block is such an alternative already
 } martlet_site;
 
 enum {

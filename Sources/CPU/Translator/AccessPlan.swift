@@ -36,6 +36,13 @@ struct AccessPlan {
         var offset: Int
     }
 
+    /// A page ends in the middle of what a register's accesses reach, as the register is now.
+    struct Boundary {
+        var register: Int
+        /// Of the first byte on the next page, from the register's value.
+        var offset: Int
+    }
+
     /// Longer spans lie over a page boundary too often.
     private static let longestSpan = 512
     /// The group's start must be within reach of a displacement wherever its leader is.
@@ -45,6 +52,9 @@ struct AccessPlan {
     /// Two for each instruction: its operand, and an indirect call's push.
     private var members: [Member?] = []
     private var open = [Int?](repeating: nil, count: 16)
+    /// Where the accesses by `boundary.register` are two groups, until it gets another value: that of the second page.
+    private var boundary: Boundary?
+    private var openBehind: Int?
     /// How far each register is from where its version began.
     private var moved = [Int](repeating: 0, count: 16)
     /// Addresses wrap at 4 GiB.
@@ -53,7 +63,8 @@ struct AccessPlan {
     init() {}
 
     /// `copies`: the block in a row with itself.
-    init(first: Insn, count: Int, copies: Int) {
+    init(first: Insn, count: Int, copies: Int, boundary: Boundary? = nil) {
+        self.boundary = boundary
         wraps = BlockTranslator.isFlat32(first)
         members = Array(repeating: nil, count: count * copies * 2)
         for index in 0..<count * copies { note(first + index % count, index) }
@@ -137,7 +148,10 @@ struct AccessPlan {
     private mutating func join(
         _ index: Int, _ which: Int, _ register: Int, _ offset: Int, _ size: Int, writes: Bool, alignment: Int = 1
     ) {
-        if let number = open[register], groups[number].accepts(offset, alignment: alignment) {
+        let side = side(of: offset, size, register)
+        if let number = side == .behind ? openBehind : open[register], side != .both,
+            groups[number].accepts(offset, alignment: alignment)
+        {
             var group = groups[number]
             group.take(offset, size, alignment: alignment)
             // A register that moved may have wrapped, unless it too is inside the page that is compared with.
@@ -150,12 +164,23 @@ struct AccessPlan {
                 return
             }
         }
-        open[register] = groups.count
+        switch side {
+        case .before: open[register] = groups.count
+        case .behind: openBehind = groups.count
+        case .both: break
+        }
         members[index * 2 + which] = Member(group: groups.count, offset: offset)
         groups.append(
             Group(
                 low: offset, high: offset + size, writes: writes, alignment: alignment, phase: offset, members: 1,
                 moved: moved[register], record: nil))
+    }
+
+    private enum Side { case before, behind, both }
+
+    private func side(of offset: Int, _ size: Int, _ register: Int) -> Side {
+        guard let boundary, boundary.register == register else { return .before }
+        return offset >= boundary.offset ? .behind : offset + size <= boundary.offset ? .before : .both
     }
 
     private mutating func move(_ register: Int, by distance: Int) {
@@ -167,6 +192,10 @@ struct AccessPlan {
     private mutating func close(_ register: Int) {
         open[register] = nil
         moved[register] = 0
+        if boundary?.register == register {
+            boundary = nil
+            openBehind = nil
+        }
     }
 
     private mutating func closeAll() {

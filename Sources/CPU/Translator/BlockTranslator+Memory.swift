@@ -192,7 +192,7 @@ extension BlockTranslator {
         if keepsFlags, i.pointee.hops == 0, options.hasBMI2 {
             let flags = UInt8(MARTLET_SITE_GROUP | MARTLET_SITE_FLAGS)
             guard let record = siteRecord(i, access, flags: flags, limit: span) else { return }
-            plan.groups[number].record = address(record)
+            note(record, number, base, origin)
             let source = AddressSource.based(base, displacement: origin + group.low)
             compareKeepingFlags(record, source, span: span, rotation: access.rotation)
             return
@@ -202,7 +202,7 @@ extension BlockTranslator {
         host.lea(HostRegister.scratch2, base: base, displacement: origin + group.low)
         let flags = UInt8(MARTLET_SITE_GROUP) | (keepsFlags ? UInt8(MARTLET_SITE_FLAGS) : 0)
         guard let record = siteRecord(i, access, flags: flags, limit: span) else { return }
-        plan.groups[number].record = address(record)
+        note(record, number, base, origin)
         if i.pointee.hops != 0 {
             compareWithTLB(record, access, span: span, retry: retry)
             loadLineAddend()
@@ -214,6 +214,16 @@ extension BlockTranslator {
         compare(record, access, span: span, retry: retry)
         if keepsFlags { restoreFlags() }
         loadAddend(address(record))
+    }
+
+    private mutating func note(_ site: UnsafeMutablePointer<martlet_site>, _ number: Int, _ base: Int, _ origin: Int) {
+        plan.groups[number].record = address(site)
+        // Further away it is not worth a second thought.
+        let start = Int32(clamping: origin + plan.groups[number].low)
+        let isNear = abs(Int(start)) < 1 << 26
+        site.pointee.is_split = options.boundary == nil && isNear ? 0 : 1
+        site.pointee.group_start = isNear ? start : 0
+        site.pointee.group_register = UInt32(base == HostRegister.guestRSP ? 4 : base)
     }
 
     /// Where a compare starts: not where the entry of the block may become a jump to other code.

@@ -35,6 +35,8 @@ struct BlockTranslator {
         var exactFlags: Bool
         /// One compare for all accesses of a block to one place of the stack or by one register.
         var groupsAccesses: Bool
+        /// In code for where one such compare does not do.
+        var boundary: AccessPlan.Boundary?
         /// The host has SHRX.
         var hasBMI2: Bool
         /// The tag of a site that has no page yet.
@@ -73,7 +75,9 @@ struct BlockTranslator {
         self.options = options
         plan = AccessPlan()
         copies = options.groupsAccesses ? Self.copies(first, count) : 1
-        if options.groupsAccesses { plan = AccessPlan(first: first, count: count, copies: copies) }
+        if options.groupsAccesses {
+            plan = AccessPlan(first: first, count: count, copies: copies, boundary: options.boundary)
+        }
     }
 
     /// A short loop that accesses memory is laid out several times in a row: compares, addends and vector registers then

@@ -24,7 +24,9 @@ extension Processor {
     }
 
     /// The code of `count` instructions. Nil: no room; the next look-up of undecoded code starts everything anew.
-    private func translate(_ first: Insn, count: Int, groupsAccesses: Bool) -> UnsafeMutableRawPointer? {
+    private func translate(
+        _ first: Insn, count: Int, groupsAccesses: Bool, boundary: AccessPlan.Boundary? = nil
+    ) -> UnsafeMutableRawPointer? {
         guard !arenaIsFull, let host = arena.assembler else { return nil }
         let started = alu_rdtsc()
         let before = martlet_set_activity(state, UInt32(MARTLET_AT_TRANSLATOR))
@@ -35,7 +37,7 @@ extension Processor {
         let options = BlockTranslator.Options(
             isUser: state.pointee.cpl == 3, counts: state.pointee.counts_instructions != 0,
             exactFlags: execution.exactFlags,
-            groupsAccesses: groupsAccesses, hasBMI2: hostHasBMI2, noPage: state.pointee.no_page,
+            groupsAccesses: groupsAccesses, boundary: boundary, hasBMI2: hostHasBMI2, noPage: state.pointee.no_page,
             readsFlags: { [self] in readsFlags(atPageOffset: $0) })
         var block = BlockTranslator(host: host, arena: arena, first: first, count: count, options: options)
         guard block.translate() else {
@@ -49,11 +51,27 @@ extension Processor {
         return code
     }
 
-    /// The code from `first` to the end of its block with a compare for each access.
-    fileprivate func alternative(_ first: Insn) -> UnsafeMutableRawPointer? {
+    /// The code from `first` to the end of its block for where the one compare of `site` does not do: with two where a
+    /// page ends among the accesses, else, and where that does not do either, with a compare for each.
+    fileprivate func alternative(
+        _ first: Insn, _ site: UnsafeMutablePointer<martlet_site>
+    ) -> UnsafeMutableRawPointer? {
         var count = 0
         while first[count].handler != endOfBlock { count += 1 }
-        return translate(first, count: count, groupsAccesses: false)
+        let boundary = boundary(first, site)
+        return translate(first, count: count, groupsAccesses: boundary != nil, boundary: boundary)
+    }
+
+    private func boundary(
+        _ first: Insn, _ site: UnsafeMutablePointer<martlet_site>
+    ) -> AccessPlan.Boundary? {
+        if site.pointee.is_split != 0 { return nil }
+        let register = Int(site.pointee.group_register)
+        let start = Int(site.pointee.group_start)
+        let offset = Int((state.register(register) &+ UInt64(truncatingIfNeeded: start)) & pageMask)
+        let span = Int(pageSize) - Int(site.pointee.limit)
+        guard offset + span > Int(pageSize) else { return nil }
+        return AccessPlan.Boundary(register: register, offset: start + Int(pageSize) - offset)
     }
 
     /// Translates the block of an instruction anew now that its accesses are known to change their page often.
@@ -175,9 +193,11 @@ private let resolveHelper: TranslatedHelper = { s, i, target in
 }
 
 private let alternativeHelper: TranslatedHelper = { s, i, record in
-    guard let owner = s.pointee.owner, let place = UnsafeMutableRawPointer(bitPattern: UInt(record)) else { return nil }
-    let code = Unmanaged<Processor>.fromOpaque(owner)._withUnsafeGuaranteedRef { $0.alternative(i) }
-    place.assumingMemoryBound(to: martlet_site.self).pointee.alternative = code
+    guard let owner = s.pointee.owner, let site = UnsafeMutablePointer<martlet_site>(bitPattern: UInt(record)) else {
+        return nil
+    }
+    let code = Unmanaged<Processor>.fromOpaque(owner)._withUnsafeGuaranteedRef { $0.alternative(i, site) }
+    site.pointee.alternative = code
     return code
 }
 
