@@ -206,7 +206,9 @@ struct AccessPlan {
         let reg = Int(i.pointee.reg >> 3) & 15
         let rm = Int(i.pointee.rm >> 3) & 15
         switch mnemonic {
-        case .cmp, .test, .jcc, .jmp, .jmpIndirect, .callIndirect, .nop, .pause, .clc, .stc, .cmc, .bt: return
+        case .cmp, .test, .jcc, .jmp, .jmpIndirect, .callIndirect, .nop, .pause, .clc, .stc, .cmc, .bt, .cli, .cld, .swapgs:
+            return
+        case .movFromCR: close(rm)
         case .vector:
             guard let encoding = BlockTranslator.nativeVector(i) else { return closeAll() }
             if encoding.reg == .general, encoding.writesReg { close(Int(encoding.regNumber)) }

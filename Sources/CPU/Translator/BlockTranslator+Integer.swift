@@ -58,6 +58,7 @@ extension BlockTranslator {
             if i.pointee.size == 8 { host.byte(0x48) }
             host.byte(mnemonic == .cbw ? 0x98 : 0x99)
         case .movs, .stos: stringOperation(i, mnemonic, index)
+        case .cli, .cld, .swapgs, .movFromCR: return privileged(i, mnemonic, index)
         case .lfence: host.bytes(0x0F, 0xAE, 0xE8)
         case .mfence: host.bytes(0x0F, 0xAE, 0xF0)
         case .sfence: host.bytes(0x0F, 0xAE, 0xF8)

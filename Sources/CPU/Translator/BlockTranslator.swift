@@ -216,7 +216,7 @@ struct BlockTranslator {
         case .div, .idiv, .shld, .shrd: return i.pointee.size >= 4
         case .bt, .bts, .btr, .btc: return !memory || i.pointee.operation != Form.eg.rawValue
         case .cmpxchg8b: return true
-        case .push: return Int(i.pointee.size) == slotSize(i) && (!memory || isFlat32(i))
+        case .push: return Int(i.pointee.size) == slotSize(i)
         case .pop: return Int(i.pointee.size) == slotSize(i) && !memory
         case .jcc, .jmp, .pushImmediate, .leave, .call, .ret, .jmpIndirect, .callIndirect:
             return Int(i.pointee.size) == slotSize(i)
@@ -224,6 +224,9 @@ struct BlockTranslator {
         case .retImmediate: return isFlat32(i) && i.pointee.size == 4
         case .movOffsetLoad, .movOffsetStore: return isFlat32(i)
         case .movs, .stos: return isPlainRepeat(i)
+        case .cli, .cld: return true
+        case .swapgs: return !isFlat32(i)
+        case .movFromCR: return controlRegister(i) != nil
         case .lfence, .mfence, .sfence: return true
         default: return false
         }

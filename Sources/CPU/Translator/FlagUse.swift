@@ -33,7 +33,7 @@ struct FlagUse {
         case .mov, .movImmediate, .movOffsetLoad, .movOffsetStore, .movzxByte, .movzxWord, .movsxByte, .movsxWord,
             .movsxd, .lea, .push, .pop,
             .pushImmediate, .leave, .not, .nop, .pause, .lfence, .mfence, .sfence, .bswap, .xchg, .cbw, .cwd, .div,
-            .idiv, .movs, .stos:
+            .idiv, .movs, .stos, .cli, .cld, .swapgs, .movFromCR:
             self.init(reads: false, kills: false)
         default: self.init(reads: true, kills: false)
         }
