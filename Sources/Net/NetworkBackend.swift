@@ -133,7 +133,9 @@ public typealias NetworkLog = @Sendable (NetworkEvent) -> Void
         unsafe self.init(segments.buffers.map { UnsafeRawBufferPointer($0) })
     }
 
-    /// The frame as one copy.
+    /// The frame as one copy, made now.
+    public var copied: [UInt8] { gathered() }
+
     func gathered() -> [UInt8] {
         // SAFETY: count is the sum of the buffers' sizes, and that is the target's capacity.
         unsafe [UInt8](unsafeUninitializedCapacity: count) { target, initialized in

@@ -84,15 +84,14 @@ extension VirtioNet {
             header.bufferCount = UInt16(clamping: chains.count)
             var used: [UsedBuffer] = []
             var done = 0
+            var isBroken = false
             for chain in chains {
-                let written = write(header, frame, from: done, to: chain, context)
+                let written = isBroken ? 0 : write(header, frame, from: done, to: chain, context)
+                if written == nil { isBroken = true }
                 used.append(UsedBuffer(chain, written: written ?? 0))
-                guard let written else {
-                    context.fail("queue \(queue.index): a receive buffer is not RAM")
-                    break
-                }
-                done += written
+                done += written ?? 0
             }
+            if isBroken { context.fail("queue \(queue.index): a receive buffer is not RAM") }
             // All at once: the driver counts on the rest when it sees the first (§5.1.6.4).
             queue.complete(used, interrupts: false)
             unsignalled.bitwiseOr(1 << UInt64(queue.index), ordering: .sequentiallyConsistent)
