@@ -58,16 +58,16 @@ let package = Package(
         .target(name: "Platform", dependencies: ["DeviceModel", "GuestMemory", "Host", "X86"], swiftSettings: safe),
 
         .target(
-            name: "Virtio", dependencies: ["DeviceModel", "Disk", "GuestMemory", "Host", "X86"], swiftSettings: safe),
+            name: "Virtio", dependencies: ["DeviceModel", "Disk", "GuestMemory", "Host", "Net", "X86"],
+            swiftSettings: safe),
         .target(name: "Net", dependencies: ["CHost", "CSlirp", "Host"], swiftSettings: safe),
 
         // Machine floor
         .target(
             name: "VMM",
             dependencies: [
-                "CHost", "DeviceModel", "GuestMemory", "Host", "Hypervisor", "KernelKVM", "Platform", "SoftKVM",
-                "Virtio",
-                "X86",
+                "CHost", "DeviceModel", "GuestMemory", "Host", "Hypervisor", "KernelKVM", "Net", "Platform", "SoftKVM",
+                "Virtio", "X86",
             ],
             swiftSettings: safe),
 
@@ -75,7 +75,7 @@ let package = Package(
         .target(
             name: "CommandLineTool",
             dependencies: [
-                "Disk", "Host", "KernelKVM", "Platform", "SoftKVM", "VMM", "Virtio", "X86",
+                "Disk", "Host", "KernelKVM", "Net", "Platform", "SoftKVM", "VMM", "Virtio", "X86",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
@@ -110,7 +110,8 @@ let package = Package(
             name: "PlatformTests", dependencies: ["DeviceModel", "Fuzzing", "GuestMemory", "Host", "Platform", "X86"],
             swiftSettings: strict),
         .testTarget(
-            name: "VirtioTests", dependencies: ["DeviceModel", "GuestMemory", "Host", "Virtio", "X86"],
+            name: "VirtioTests",
+            dependencies: ["DeviceModel", "Fuzzing", "GuestMemory", "Host", "Net", "Virtio", "X86"],
             swiftSettings: strict),
         .testTarget(
             name: "VMMTests", dependencies: ["CHost", "DeviceModel", "Hypervisor", "Platform", "VMM", "X86"],
@@ -118,7 +119,7 @@ let package = Package(
         .testTarget(
             name: "CommandLineToolTests",
             dependencies: [
-                "CommandLineTool", "Disk", "SoftKVM", "VMM", "Virtio",
+                "CommandLineTool", "Disk", "Net", "SoftKVM", "VMM", "Virtio",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),

@@ -1,5 +1,6 @@
 internal import ArgumentParser
 internal import Host
+internal import Net
 internal import Platform
 internal import SoftKVM
 internal import VMM
@@ -22,6 +23,8 @@ struct RunCommand: ParsableCommand {
               martlet run --memory 2G --timeout 5m -- sh -c 'free; exit 3'
               martlet run --kernel bzImage --initrd rootfs.cpio.gz --append 'console=ttyS0 root=/dev/ram0'
               martlet run --kernel test.elf --device isa-debug-exit
+              martlet run --net user,egress=host -- wget -qO - http://host.martlet.internal:8000/
+              martlet run --publish 8080:80 -- httpd -f -h /root
               truncate -s 1G disk.raw; martlet run --disk disk.raw -- sh -c 'echo hello >/dev/vda'
 
             DISKS
@@ -37,6 +40,26 @@ struct RunCommand: ParsableCommand {
                             write; unsafe: flushes do nothing, for disks that are thrown away
               iops=N        at most so many requests a second
               bps=SIZE      at most so many bytes a second, such as 50M
+
+            NETWORKS
+              --net user[,egress=POLICY][,ipv6=on][,KEY=VALUE…]   no root, nothing to set up on the host
+              --net tap,name=tap0 | tap,fd=N                      a tap device that somebody made for you
+              --net socket,path=/run/a,peer=/run/b                a cable to another machine (there: a and b exchanged)
+              --net none                                          a card whose cable is not plugged in
+              Without any of these options the machine has no card, and nothing in it can reach a network. --publish and
+              --capture alone add --net user.
+              egress=       of user: what the guest may reach, all (the default), host (this host, as 10.0.2.2 or
+                            host.martlet.internal), none, or a list of host, dns (names) and ADDRESS/BITS:PORT[/tcp|/udp];
+                            what is refused is answered at once, and told here
+              mac=, mtu=    the card's address (else a random one) and largest packet (default: 1500)
+              queues=N      1 to 16 pairs of queues, by default 1
+              bandwidth=, operations=   at most so many bytes and frames a second and direction; burst=,
+                            operations-burst= what may come at once after a pause
+              name=, capture=   of the network in messages, and a file for its frames
+              --publish [ADDRESS:]HOSTPORT:GUESTPORT[/udp]   the host's port, on 127.0.0.1 unless an ADDRESS is named,
+                            leads to the guest (user network)
+              --capture FILE   all frames of the card, for wireshark or tcpdump -r (several cards: capture= of each)
+              The default guest asks for an address when it starts.
 
             KEYS (when standard input is a terminal)
               Ctrl-A x      switch the machine off and leave
@@ -120,6 +143,23 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
+            "Add a network card: user, tap, socket or none (see NETWORKS; default: no card); again for more.",
+            valueName: "kind[,key=value]"),
+        transform: NetworkOptions.parse)
+    var net: [NetworkConfiguration] = []
+
+    @Option(
+        help: ArgumentHelp(
+            "Lead a TCP or UDP port of the host to the guest, such as 8080:80 or 5353:53/udp (see NETWORKS); again for more.",
+            valueName: "host:guest[/udp]"),
+        transform: NetworkOptions.parsePort)
+    var publish: [PublishedPort] = []
+
+    @Option(help: ArgumentHelp("Write all frames of the network card into a pcapng file.", valueName: "file"))
+    var capture: String?
+
+    @Option(
+        help: ArgumentHelp(
             "Add a device: isa-debug-exit[,iobase=0xf4,iosize=4], or virtio-rng, the host's random numbers; again for more.",
             valueName: "device"),
         transform: DeviceOption.parse)
@@ -171,6 +211,7 @@ struct RunCommand: ParsableCommand {
             throw ValidationError("The COMMAND has a zero byte in an argument")
         }
         if !symbols.isEmpty, profile == nil { throw ValidationError("--symbols names what --profile finds: give both") }
+        _ = try NetworkOptions.cards(net, publish: publish, capture: capture)
         if trace.isEmpty, traceFile != nil { throw ValidationError("--trace-file is for --trace: give both") }
         if trace.isEmpty, traceLimit != nil { throw ValidationError("--trace-limit is for --trace: give both") }
     }

@@ -1,4 +1,5 @@
 internal import Host
+internal import Net
 internal import Platform
 internal import VMM
 internal import Virtio
@@ -24,7 +25,8 @@ struct RunSession {
     func run() throws(MachineError) -> ExitStatus {
         let mode = self.mode
         let isTyping = mode != .command && BorrowedDescriptor.standardInput.isTerminal
-        let configuration = try machineConfiguration(mode)
+        let configuration = try machineConfiguration(mode, newline: isTyping ? "\r" : "")
+        defer { NetworkOptions.close(configuration.devices) }
         let output = try ObservationOutput(options, startedAt: startedAt, isRawTerminal: isTyping)
         let engine = try EngineChoice(options.accel, software: options.engine, observation: output.observation)
         if options.verbose {
@@ -88,15 +90,19 @@ struct RunSession {
 
     // MARK: The machine
 
-    private func machineConfiguration(_ mode: ConsoleConfiguration.Mode) throws(MachineError) -> MachineConfiguration {
+    /// `newline` goes before the end of each line that is written while the machine runs: a raw terminal needs its own
+    /// carriage return.
+    private func machineConfiguration(
+        _ mode: ConsoleConfiguration.Mode, newline: String
+    ) throws(MachineError) -> MachineConfiguration {
         let guest = DefaultGuest()
         if options.kernel == nil || mode == .command { try guest.requirePresent() }
         let kernel = try HostFile(path: options.kernel ?? guest.kernelPath, role: "kernel")
         return MachineConfiguration(
             memorySize: options.memory.bytes, kernel: kernel, modules: try modules(mode, guest),
             commandLine: commandLine(mode), serial: mode == .console ? .console : .defaultGuest,
-            debugExit: debugExit, processor: options.cpu.model, devices: try devices(),
-            onDeviceTrouble: { Message.note($0) })
+            debugExit: debugExit, processor: options.cpu.model, devices: try devices { Message.note($0 + newline) },
+            onDeviceTrouble: { Message.note($0 + newline) })
     }
 
     private var debugExit: DebugExitConfiguration? {
@@ -104,9 +110,16 @@ struct RunSession {
     }
 
     /// The disks first: the guest's names for them follow their order.
-    private func devices() throws(MachineError) -> [DeviceConfiguration] {
+    private func devices(_ log: @escaping @Sendable (String) -> Void) throws(MachineError) -> [DeviceConfiguration] {
         var devices: [DeviceConfiguration] = []
         for disk in options.disk { devices.append(try disk.open()) }
+        let cards: [NetworkConfiguration]
+        do {
+            cards = try NetworkOptions.cards(options.net, publish: options.publish, capture: options.capture)
+        } catch {
+            throw MachineError("\(error)")
+        }
+        devices += try NetworkOptions.open(cards, log: log)
         return devices + options.device.filter { $0 == .entropy }.map { _ in .entropy }
     }
 

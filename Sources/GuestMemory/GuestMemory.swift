@@ -47,7 +47,12 @@ public struct MemoryRegion: Sendable {
 public final class GuestMemory: Sendable {
     /// Called behind each write from this side.
     public typealias WriteObserver = @Sendable (GuestPhysicalAddress, _ count: Int) -> Void
-    private let observer = Mutex<WriteObserver?>(nil)
+    /// In a structure: a bare closure would be wrapped anew by each access through the generic lock, without end.
+    private struct Observer: Sendable {
+        let note: WriteObserver
+    }
+
+    private let observer = Mutex<Observer?>(nil)
 
     /// Sorted by base, not overlapping.
     public let regions: [MemoryRegion]
@@ -114,6 +119,16 @@ public final class GuestMemory: Sendable {
         noteWrite(at: address, count: array.count)
     }
 
+    /// Copies all of `bytes` into guest memory, all inside one region.
+    public func write(_ bytes: borrowing RawSpan, at address: GuestPhysicalAddress) throws(GuestMemoryFault) {
+        let count = bytes.byteCount
+        let target = try pointer(at: address, length: count, forWriting: true)
+        bytes.withUnsafeBytes { source in
+            if let base = source.baseAddress { target.copyMemory(from: base, byteCount: source.count) }
+        }
+        noteWrite(at: address, count: count)
+    }
+
     // MARK: Rings
 
     /// A ring's index or flags, which a guest's processor writes at the same time. `address` must be even.
@@ -162,10 +177,11 @@ public final class GuestMemory: Sendable {
 
     /// An engine that keeps what it derived from guest memory wants to know of each write.
     public func observeWrites(_ observer: @escaping WriteObserver) {
-        self.observer.withLock { $0 = observer }
+        self.observer.withLock { $0 = Observer(note: observer) }
     }
 
     private func noteWrite(at address: GuestPhysicalAddress, count: Int) {
-        if let observer = observer.withLock({ $0 }), count > 0 { observer(address, count) }
+        guard count > 0, let observer = observer.withLock({ $0 }) else { return }
+        observer.note(address, count)
     }
 }

@@ -15,9 +15,12 @@ public struct MACAddress: Hashable, Sendable, CustomStringConvertible {
             else { return nil }
             value = value << 8 | UInt64(byte)
         }
-        guard value != 0, value >> 40 & 1 == 0 else { return nil }
         rawValue = value
+        guard isUsable else { return nil }
     }
+
+    /// Whether a card can have it: neither a group's nor none at all.
+    public var isUsable: Bool { rawValue != 0 && rawValue >> 40 & 1 == 0 }
 
     /// A locally administered address (IEEE 802 §8.2: bit 1 of the first byte) from five random bytes.
     public init(random bytes: [UInt8]) {

@@ -174,6 +174,7 @@ final class BackendLoop: NetworkBackend {
             // In this order: what is signalled from here on wakes the next wait.
             _ = wake.consume()
             transport.advance(poll, sink: sink)
+            sink.endBatch()
             unblock(poll)
         }
     }
@@ -209,6 +210,7 @@ final class ReceiveSink: Sendable {
         var receiver: (any FrameReceiver)?
         var limiter: TrafficLimiter
         var isFull = false
+        var hasDelivered = false
         var throttledUntil: UInt64?
         var statistics = NetworkStatistics()
     }
@@ -272,11 +274,23 @@ final class ReceiveSink: Sendable {
                 return
             }
             state.isFull = false
+            state.hasDelivered = true
             state.statistics.receivedFrames &+= 1
             state.statistics.receivedBytes &+= UInt64(count)
         }
         return isTaken
     }
+
+    /// Tells the card, if it got anything since the last time.
+    func endBatch() {
+        let receiver: (any FrameReceiver)? = state.withLock { state in
+            defer { state.hasDelivered = false }
+            return state.hasDelivered ? state.receiver : nil
+        }
+        receiver?.batchHasEnded()
+    }
+
+    func loseLink() { state.withLock { $0.receiver }?.linkWasLost() }
 
     func add(to statistics: inout NetworkStatistics) {
         let own = state.withLock { $0.statistics }

@@ -1,3 +1,5 @@
+public import Host
+
 /// Where a virtual network card's frames go to and come from. The card's own thread calls `send`; everything that
 /// arrives comes from the back end's thread.
 ///
@@ -12,6 +14,8 @@ public protocol NetworkBackend: AnyObject, Sendable {
     /// What the back end passes on undone. Everything else a header asks for `send` does itself in software, so that a
     /// card may offer its guest all of `Offloads.transmit` on every back end.
     var nativeOffloads: Offloads { get }
+    /// Whether a cable is plugged in; it may be lost later (`FrameReceiver.linkWasLost`).
+    var hasLink: Bool { get }
     var statistics: NetworkStatistics { get }
 
     /// Starts delivering. To be called once.
@@ -26,12 +30,21 @@ public protocol NetworkBackend: AnyObject, Sendable {
     func close()
 }
 
-/// The card's side of a back end. Both functions are called by the back end's thread and must not wait.
+/// The card's side of a back end. All functions are called by the back end's thread and must not wait.
 public protocol FrameReceiver: AnyObject, Sendable {
     /// One frame, valid only during the call. False: no room, keep it until `resumeReceiving`.
     func receive(_ header: VirtualNetworkHeader, _ frame: borrowing RawSpan) -> Bool
+    /// The frames that came together have been delivered: the guest may be told of all of them at once.
+    func batchHasEnded()
     /// `send` will take a frame after it had been `.full`.
     func canSend()
+    /// The back end will neither deliver nor take anything any more.
+    func linkWasLost()
+}
+
+extension FrameReceiver {
+    public func batchHasEnded() {}
+    public func linkWasLost() {}
 }
 
 public enum SendOutcome: Equatable, Sendable {
@@ -114,7 +127,15 @@ public typealias NetworkLog = @Sendable (NetworkEvent) -> Void
         count = unsafe buffers.reduce(0) { $0 &+ $1.count }
     }
 
-    /// The frame as one copy.
+    /// A request's segments; their owner keeps them mapped as long as the caller has them.
+    public init(_ segments: IOSegments) {
+        // SAFETY: IOSegments vouches for the addresses.
+        unsafe self.init(segments.buffers.map { UnsafeRawBufferPointer($0) })
+    }
+
+    /// The frame as one copy, made now.
+    public var copied: [UInt8] { gathered() }
+
     func gathered() -> [UInt8] {
         // SAFETY: count is the sum of the buffers' sizes, and that is the target's capacity.
         unsafe [UInt8](unsafeUninitializedCapacity: count) { target, initialized in
@@ -129,6 +150,8 @@ public typealias NetworkLog = @Sendable (NetworkEvent) -> Void
 }
 
 extension NetworkBackend {
+    public var hasLink: Bool { true }
+
     /// Sends a frame that is in one array.
     public func send(_ frame: [UInt8], header: VirtualNetworkHeader = VirtualNetworkHeader()) -> SendOutcome {
         unsafe frame.withUnsafeBytes { unsafe send(header, FramePieces([$0])) }

@@ -17,10 +17,13 @@ public struct NetworkConfiguration: Equatable, Sendable {
     public var mtu: UInt16 = NetworkConfiguration.defaultMTU
     /// For each direction.
     public var limits = TrafficLimits()
+    /// Pairs of queues that the guest may use at once.
+    public var queuePairs = 1
     /// A pcapng file, overwritten.
     public var capturePath: String?
 
     public static let defaultMTU: UInt16 = 1500
+    public static let queuePairRange = 1...16
     /// From what IPv4 requires of every host (RFC 791 §3.1) to what fits libslirp's packets.
     public static let mtuRange: ClosedRange<UInt16> = 576...65_521
 

@@ -8,6 +8,7 @@ final class NoBackend: NetworkBackend {
     init(mtu: UInt16) { self.mtu = mtu }
 
     var name: String { "none" }
+    var hasLink: Bool { false }
     var nativeOffloads: Offloads { .transmit }
     var statistics: NetworkStatistics { counts.withLock { $0 } }
 

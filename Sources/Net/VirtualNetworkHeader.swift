@@ -78,5 +78,5 @@ public struct VirtualNetworkHeader: Equatable, Sendable {
     }
 
     /// Whether something is left to be done on the frame.
-    var asksForWork: Bool { flags & Flag.needsChecksum != 0 || segmentation != Segmentation.none }
+    public var asksForWork: Bool { flags & Flag.needsChecksum != 0 || segmentation != Segmentation.none }
 }

@@ -1,3 +1,4 @@
+public import Net
 public import Platform
 public import Virtio
 
@@ -35,8 +36,15 @@ public enum SerialLayout: Equatable, Sendable {
 /// A PCI device of the machine.
 public enum DeviceConfiguration: Sendable {
     case disk(any BlockBackend, BlockConfigurationOptions)
+    /// A card in a port that stays through all restarts of the machine.
+    case network(NetworkPort, NetworkCardOptions)
     /// The host's random numbers.
     case entropy
+
+    var isNetwork: Bool {
+        if case .network = self { return true }
+        return false
+    }
 }
 
 /// Everything that one power-on of a machine is made from. Restarting is building it again from the same value.

@@ -92,12 +92,17 @@ public struct VirtioContext: Sendable {
     public let gate: ActivityGate
     public let log: DeviceLog
     let onConfigurationChange: @Sendable () -> Void
+    let onRepeat: @Sendable (Int) -> Void
     let onFailure: @Sendable (String) -> Void
 
     public func has(_ feature: UInt64) -> Bool { features & feature != 0 }
 
     /// Tells the driver that the configuration has changed.
     public func noteConfigurationChange() { onConfigurationChange() }
+
+    /// Has `notify` called again for a queue that the device could not go on with before; soon and, where the machine has
+    /// one, on the thread of its doorbells.
+    public func repeatNotification(of queue: Int) { onRepeat(queue) }
 
     /// The driver has done something that the device cannot go on after: DEVICE_NEEDS_RESET (§2.1.1), and a line in the
     /// log.

@@ -1,5 +1,6 @@
 import GuestMemory
 import Host
+import Synchronization
 import Testing
 import X86
 
@@ -100,5 +101,21 @@ struct GuestMemoryTests {
     func wrapping() {
         #expect(GuestPhysicalAddress(.max) + 2 == GuestPhysicalAddress(1))
         #expect(GuestPhysicalAddress(0xFEE0_0000).description == "0xfee00000")
+    }
+
+    /// Each write used to wrap the observer once more, until calling it took more stack than a thread has.
+    @Test("An observer of writes is called as directly after a million of them")
+    func manyObservedWrites() throws {
+        let memory = try memory()
+        let counter = Counter()
+        memory.observeWrites { _, count in counter.add(count) }
+        for _ in 0..<1_000_000 { try memory.store(UInt16(1), at: GuestPhysicalAddress(16)) }
+        #expect(counter.value == 2_000_000)
+    }
+
+    private final class Counter: Sendable {
+        private let count = Atomic<Int>(0)
+        func add(_ number: Int) { count.add(number, ordering: .relaxed) }
+        var value: Int { count.load(ordering: .relaxed) }
     }
 }

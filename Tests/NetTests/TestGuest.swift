@@ -17,6 +17,8 @@ final class TestGuest: FrameReceiver, Sendable {
         var isRefusing = false
         var sendWakeups = 0
         var refusals = 0
+        /// Each exchange of DHCP has its own, so that a late answer to another one is no answer.
+        var transaction: UInt32 = 0x4D61_0000
     }
 
     static let mac: [UInt8] = [0x02, 0, 0, 0, 0, 0x15]
@@ -203,13 +205,13 @@ final class TestGuest: FrameReceiver, Sendable {
         var nameserver: UInt32?
     }
 
-    /// DISCOVER, OFFER, REQUEST, ACK (RFC 2131 §3.1).
-    func lease() -> Lease? {
-        guard let offer = dhcp(1, []), offer.options[53] == [2] else { return nil }
+    /// DISCOVER, OFFER, REQUEST, ACK (RFC 2131 §3.1), for the card's own address or another client's.
+    func lease(for client: [UInt8] = TestGuest.mac, seconds: Double = 10) -> Lease? {
+        guard let offer = dhcp(1, client, [], seconds), offer.options[53] == [2] else { return nil }
         let server = offer.options[54] ?? []
-        guard let done = dhcp(3, [50, 4] + big(offer.address) + [54, 4] + server), done.options[53] == [5] else {
-            return nil
-        }
+        guard let done = dhcp(3, client, [50, 4] + big(offer.address) + [54, 4] + server, seconds),
+            done.options[53] == [5]
+        else { return nil }
         address = done.address
         func value(_ option: UInt8) -> UInt32? {
             done.options[option].flatMap { $0.count >= 4 ? $0.bigEndian32(at: 0) : nil }
@@ -217,15 +219,26 @@ final class TestGuest: FrameReceiver, Sendable {
         return Lease(address: done.address, router: value(3), nameserver: value(6))
     }
 
-    private func dhcp(_ type: UInt8, _ options: [UInt8]) -> (address: UInt32, options: [UInt8: [UInt8]])? {
-        var message: [UInt8] = [1, 1, 6, 0, 1, 2, 3, 4] + [UInt8](repeating: 0, count: 20) + TestGuest.mac
+    private func dhcp(
+        _ type: UInt8, _ client: [UInt8], _ options: [UInt8], _ seconds: Double
+    ) -> (address: UInt32, options: [UInt8: [UInt8]])? {
+        let transaction = state.withLock { state in
+            state.transaction += 1
+            return big(state.transaction)
+        }
+        var message: [UInt8] = [1, 1, 6, 0] + transaction + [UInt8](repeating: 0, count: 20) + client
         message += [UInt8](repeating: 0, count: 10 + 64 + 128) + [0x63, 0x82, 0x53, 0x63, 53, 1, type]
         message += options + [55, 2, 3, 6, 255]
         let body = big(UInt16(68)) + big(UInt16(67)) + big(UInt16(8 + message.count)) + [0, 0] + message
         send(
             TestGuest.ipv4(
                 17, from: 0, to: .max, TestGuest.withChecksum(body, at: 6, 17, from: 0, to: .max)))
-        guard let (reply, _) = datagram(to: 68), reply.count > 240 else { return nil }
+        let answer = packet(seconds: seconds) { packet, frame in
+            packet.protocolNumber == 17 && packet.ports?.destination == 68
+                && frame[(packet.transport + 8)..<packet.end].dropFirst(4).prefix(4) == transaction[...]
+        }
+        guard let (frame, packet) = answer, packet.end - packet.transport > 248 else { return nil }
+        let reply = Array(frame[(packet.transport + 8)..<packet.end])
         var found: [UInt8: [UInt8]] = [:]
         var offset = 240
         while offset + 1 < reply.count, reply[offset] != 255 {

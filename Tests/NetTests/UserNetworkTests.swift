@@ -39,6 +39,19 @@ private let outside: UInt32 = 0xC000_0201
         #expect(lease.nameserver == (policy == .none ? nil : 0x0A00_0203))
     }
 
+    /// libslirp's leases have no end and are sixteen: a guest that asks in many names starves only itself, and the card's
+    /// own lease, which came first, stays.
+    @Test func sixteenLeases() throws {
+        let guest = try guest(.host)
+        let own = try #require(guest.lease())
+        for client in UInt8(1)..<16 {
+            #expect(guest.lease(for: [2, 0, 0, 0, 1, client])?.address == 0x0A00_020F + UInt32(client))
+        }
+        #expect(guest.lease(for: [2, 0, 0, 0, 1, 16], seconds: 0.3) == nil)
+        #expect(guest.lease() == own)
+        #expect(guest.resolve("host.martlet.internal")?.address == host)
+    }
+
     @Test func theHostHasAName() throws {
         let guest = try leasedGuest(.host)
         let answer = try #require(guest.resolve("Host.Martlet.Internal"))

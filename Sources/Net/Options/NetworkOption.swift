@@ -9,7 +9,7 @@ public struct NetworkOptionError: Error, Equatable, Sendable, CustomStringConver
 
 extension NetworkConfiguration {
     /// The value of `--net`: `user[,egress=…]`, `tap,name=…`, `tap,fd=N`, `socket,path=…,peer=…` or `none`; all but none
-    /// take `mac=`, `mtu=`, `capture=` and the limits, user and socket `name=`.
+    /// take `mac=`, `mtu=`, `queues=`, `capture=` and the limits, user and socket `name=`.
     public init(option text: String) throws(NetworkOptionError) {
         var pairs = try OptionPairs(text)
         switch pairs.kind {
@@ -45,6 +45,13 @@ extension NetworkConfiguration {
                 throw NetworkOptionError("mtu must be from \(range.lowerBound) to \(range.upperBound).")
             }
             self.mtu = mtu
+        }
+        if let text = pairs.take("queues") {
+            let range = NetworkConfiguration.queuePairRange
+            guard let count = Int(text), range.contains(count) else {
+                throw NetworkOptionError("queues must be from \(range.lowerBound) to \(range.upperBound).")
+            }
+            queuePairs = count
         }
         capturePath = pairs.take("capture")
         for key in TrafficLimits.keys {

@@ -159,7 +159,7 @@ final class TapTransport: Transport, Sendable {
 
     func advance(_ poll: PollSet, sink: ReceiveSink) {
         for _ in 0..<TapTransport.framesPerTurn {
-            guard sink.isOpen, let frame = pending.withLock({ $0 }) ?? receive() else { return }
+            guard sink.isOpen, let frame = pending.withLock({ $0 }) ?? receive(sink) else { return }
             guard let header = VirtualNetworkHeader(frame) else { continue }
             let bytes = unsafe frame.span.bytes
             let isDelivered = sink.deliver(header, bytes.extracting(VirtualNetworkHeader.size..<bytes.byteCount))
@@ -169,7 +169,7 @@ final class TapTransport: Transport, Sendable {
     }
 
     /// Header and frame.
-    private func receive() -> [UInt8]? {
+    private func receive(_ sink: ReceiveSink) -> [UInt8]? {
         var result = 0
         let limit = VirtualNetworkHeader.size + FrameSize.maximum
         let frame = unsafe [UInt8](unsafeUninitializedCapacity: limit) { buffer, initialized in
@@ -178,18 +178,20 @@ final class TapTransport: Transport, Sendable {
             initialized = max(result, 0)
         }
         if result >= VirtualNetworkHeader.size + FrameSize.minimum { return frame }
-        if result < 0, result != Int(-EAGAIN), result != Int(-EINTR), result != Int(-EIO) { fail(result) }
+        if result < 0, result != Int(-EAGAIN), result != Int(-EINTR), result != Int(-EIO) { fail(result, sink) }
         return nil
     }
 
     /// The device was deleted: said once, and not polled again, or the thread would spin.
-    private func fail(_ result: Int) {
+    private func fail(_ result: Int, _ sink: ReceiveSink) {
         let isFirst = hasFailed.withLock { hasFailed in
             defer { hasFailed = true }
             return !hasFailed
         }
         let error = HostError("", errorNumber: Int32(truncatingIfNeeded: -result))
-        if isFirst { log(.linkFailed(network: name, reason: error.reason)) }
+        guard isFirst else { return }
+        log(.linkFailed(network: name, reason: error.reason))
+        sink.loseLink()
     }
 
     func canSend(_ poll: PollSet) -> Bool {

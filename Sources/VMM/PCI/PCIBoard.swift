@@ -37,6 +37,11 @@ final class PCIBoard: Sendable {
         self.highWindow = highWindow
         // Where devices may act only in exits, everything happens on the vCPU's thread.
         let isImmediate = machine.writesOnlyInExits
+        if isImmediate, configurations.contains(where: \.isNetwork) {
+            throw MachineError(
+                "--engine lockstep has no network cards: frames come while the processor runs, which it cannot compare. "
+                    + "Leave out --net or choose another --engine.")
+        }
         runner = isImmediate ? ImmediateRunner() : WorkerPool(name: "disk", limit: Self.workerLimit)
         var devices: [(slot: UInt8, device: VirtioPCIDevice)] = []
         do throws(HostError) {
@@ -67,6 +72,7 @@ final class PCIBoard: Sendable {
         switch configuration {
         case .disk(let backend, let options):
             VirtioBlock(backend, options: options, runner: runner, parallelism: isImmediate ? 1 : 4)
+        case .network(let port, let options): VirtioNet(port, options: options)
         case .entropy: VirtioEntropy()
         }
     }
@@ -115,7 +121,10 @@ final class PCIBoard: Sendable {
         }
         guard isFirst else { return }
         doorbells?.stop()
-        for (_, device) in devices { device.shutDown() }
+        for (_, device) in devices {
+            device.shutDown()
+            (device.device as? VirtioNet)?.unplug()
+        }
         runner.stop()
     }
 }

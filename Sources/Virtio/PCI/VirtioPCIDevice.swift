@@ -346,7 +346,10 @@ public final class VirtioPCIDevice: PCIDevice {
                     before & VirtioStatus.driverOK == 0 && status & VirtioStatus.driverOK != 0, state.driverFeatures
                 )
             }
-            if starts { start(features) }
+            guard starts else { return }
+            start(features)
+            // What is there already may have been made available before anybody listened to notifications (§3.1.1).
+            for index in queues.indices { notify(index) }
         }
     }
 
@@ -369,6 +372,7 @@ public final class VirtioPCIDevice: PCIDevice {
             VirtioContext(
                 features: features, queues: queues, memory: memory, gate: gate, log: log,
                 onConfigurationChange: { [relay] in relay.transport?.noteConfigurationChange() },
+                onRepeat: { [relay] in relay.transport?.ring($0) },
                 onFailure: { [relay] in relay.transport?.fail($0) }))
         gate.open()
     }
@@ -440,6 +444,11 @@ public final class VirtioPCIDevice: PCIDevice {
             for _ in 0..<Self.repetitionLimit where !device.notify(index) { return }
             log.note("queue \(index) is filled faster than it can be emptied")
         }
+    }
+
+    /// As if the driver had notified.
+    private func ring(_ index: Int) {
+        if doorbells.indices.contains(index) { doorbells[index].signal() } else { notify(index) }
     }
 
     private static let repetitionLimit = 64

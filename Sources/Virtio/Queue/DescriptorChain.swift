@@ -52,6 +52,17 @@ public struct DescriptorChain: Sendable, Equatable {
     public let writable: BufferList
 }
 
+/// A buffer that goes back to its driver, with how many bytes of its writable part were written, from the first on.
+public struct UsedBuffer: Sendable {
+    let chain: DescriptorChain
+    let written: UInt32
+
+    public init(_ chain: DescriptorChain, written: Int) {
+        self.chain = chain
+        self.written = UInt32(clamping: min(max(written, 0), chain.writable.count))
+    }
+}
+
 /// A sequence of ranges of guest memory that is used like one buffer.
 public struct BufferList: Sendable, Equatable {
     public private(set) var ranges: [GuestMemoryRange] = []
@@ -123,14 +134,12 @@ struct Descriptor: Sendable {
 
     init(at address: UInt64, in memory: GuestMemory) throws(QueueFault) {
         do throws(GuestMemoryFault) {
-            let bytes = try memory.read(count: 16, at: GuestPhysicalAddress(address))
-            func number(_ offset: Int, _ size: Int) -> UInt64 {
-                (0..<size).reduce(0) { $0 | UInt64(bytes[offset + $1]) << UInt64($1 * 8) }
-            }
-            self.address = number(0, 8)
-            length = UInt32(number(8, 4))
-            third = UInt16(number(12, 2))
-            fourth = UInt16(number(14, 2))
+            // Two loads, each of which sees its half once.
+            self.address = try memory.load(at: GuestPhysicalAddress(address))
+            let rest = try memory.load(UInt64.self, at: GuestPhysicalAddress(address &+ 8))
+            length = UInt32(truncatingIfNeeded: rest)
+            third = UInt16(truncatingIfNeeded: rest >> 32)
+            fourth = UInt16(truncatingIfNeeded: rest >> 48)
         } catch {
             throw .memory(error)
         }

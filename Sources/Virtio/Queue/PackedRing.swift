@@ -101,23 +101,30 @@ struct PackedRing: Equatable, Sendable {
     /// Puts the last buffer back that was taken and not used.
     mutating func putBack(_ chain: DescriptorChain) { nextAvailable.retreat(by: chain.ringEntries, size: size) }
 
-    /// Gives a buffer back to the driver: in the next used place, which then stands for all its entries (§2.8.6).
-    mutating func use(
-        _ identifier: UInt16, ringEntries: UInt16, written: UInt32, _ memory: GuestMemory
-    ) throws(QueueFault) {
-        let address = entry(nextUsed.index)
-        let wrap = nextUsed.wrap ? Self.available | Self.used : 0
+    /// Gives buffers back to the driver, which sees all of them at once: each in the next used place, which then stands
+    /// for all its entries (§2.8.6).
+    mutating func use(_ buffers: [UsedBuffer], _ memory: GuestMemory) throws(QueueFault) {
+        var first: (address: GuestPhysicalAddress, flags: UInt16)?
         do throws(GuestMemoryFault) {
-            try memory.store(written, at: GuestPhysicalAddress(address &+ 8))
-            try memory.store(identifier, at: GuestPhysicalAddress(address &+ 12))
-            // The flags hand the entry over: last, and behind the data.
-            try memory.storeRelease(
-                wrap | (written > 0 ? Descriptor.write : 0), at: GuestPhysicalAddress(address &+ 14))
+            for buffer in buffers {
+                let address = entry(nextUsed.index)
+                try memory.store(buffer.written, at: GuestPhysicalAddress(address &+ 8))
+                try memory.store(buffer.chain.identifier, at: GuestPhysicalAddress(address &+ 12))
+                let wrap = nextUsed.wrap ? Self.available | Self.used : 0
+                let flags = wrap | (buffer.written > 0 ? Descriptor.write : 0)
+                if first == nil {
+                    first = (GuestPhysicalAddress(address &+ 14), flags)
+                } else {
+                    try memory.storeRelease(flags, at: GuestPhysicalAddress(address &+ 14))
+                }
+                nextUsed.advance(by: buffer.chain.ringEntries, size: size)
+                unsignalled = unsignalled > size ? unsignalled : unsignalled &+ buffer.chain.ringEntries
+            }
+            // The flags hand an entry over, behind its data: the first ones last, and with them all.
+            if let first { try memory.storeRelease(first.flags, at: first.address) }
         } catch {
             throw .memory(error)
         }
-        nextUsed.advance(by: ringEntries, size: size)
-        unsignalled = unsignalled > size ? unsignalled : unsignalled &+ ringEntries
     }
 
     /// Whether the driver wants to hear of what was used since the last call.

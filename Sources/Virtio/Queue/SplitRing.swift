@@ -91,13 +91,17 @@ struct SplitRing: Equatable, Sendable {
     /// Puts the last buffer back that was taken and not used.
     mutating func putBack() { nextAvailable &-= 1 }
 
-    /// Gives a buffer back to the driver.
-    mutating func use(_ identifier: UInt16, written: UInt32, _ memory: GuestMemory) throws(QueueFault) {
-        let entry = addresses.device &+ 4 &+ 8 &* UInt64(nextUsed % size)
+    /// Gives buffers back to the driver, which sees all of them at once.
+    mutating func use(_ buffers: [UsedBuffer], _ memory: GuestMemory) throws(QueueFault) {
+        guard !buffers.isEmpty else { return }
         do throws(GuestMemoryFault) {
-            // One store for both fields: the driver looks only behind the index.
-            try memory.store(UInt64(identifier) | UInt64(written) << 32, at: GuestPhysicalAddress(entry))
-            nextUsed &+= 1
+            for buffer in buffers {
+                let entry = addresses.device &+ 4 &+ 8 &* UInt64(nextUsed % size)
+                // One store for both fields: the driver looks only behind the index.
+                try memory.store(
+                    UInt64(buffer.chain.identifier) | UInt64(buffer.written) << 32, at: GuestPhysicalAddress(entry))
+                nextUsed &+= 1
+            }
             try memory.storeRelease(nextUsed, at: GuestPhysicalAddress(usedIndex))
         } catch {
             throw .memory(error)

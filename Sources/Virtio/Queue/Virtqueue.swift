@@ -20,7 +20,7 @@ public final class Virtqueue: Sendable {
         /// VIRTIO_F_IN_ORDER (Virtio 1.2 §6): what was used before its turn, by sequence.
         var isInOrder = false
         var nextInOrder: UInt64 = 0
-        var early: [UInt64: (chain: DescriptorChain, written: UInt32)] = [:]
+        var early: [UInt64: UsedBuffer] = [:]
         var outstanding = 0
     }
 
@@ -66,22 +66,36 @@ public final class Virtqueue: Sendable {
 
     /// Gives a buffer back with `written` bytes in its writable part, and interrupts the driver if it wants that.
     public func complete(_ chain: DescriptorChain, written: Int) {
-        let count = UInt32(clamping: min(max(written, 0), chain.writable.count))
-        let interrupts = attempt { state throws(QueueFault) in
-            guard chain.epoch == state.epoch, state.ring != nil else { return false }
-            guard state.outstanding > 0 else { throw .notOutstanding(chain.identifier) }
-            guard state.isInOrder else {
-                try use(chain, count, &state)
-                return try takeInterrupt(&state)
+        complete([UsedBuffer(chain, written: written)], interrupts: true)
+    }
+
+    /// Gives several buffers back, which the driver sees all at once. Without `interrupts` it hears of them with the next
+    /// ones, or through `interruptIfWanted`.
+    public func complete(_ buffers: [UsedBuffer], interrupts: Bool) {
+        let mustInterrupt = attempt { state throws(QueueFault) in
+            let own = buffers.filter { $0.chain.epoch == state.epoch }
+            guard let first = own.first, state.ring != nil else { return false }
+            guard state.outstanding >= own.count else { throw .notOutstanding(first.chain.identifier) }
+            if state.isInOrder {
+                for buffer in own { state.early[buffer.chain.sequence] = buffer }
+                var next: [UsedBuffer] = []
+                while let buffer = state.early.removeValue(forKey: state.nextInOrder) {
+                    next.append(buffer)
+                    state.nextInOrder &+= 1
+                }
+                try use(next, &state)
+            } else {
+                try use(own, &state)
             }
-            state.early[chain.sequence] = (chain, count)
-            while let (chain, written) = state.early.removeValue(forKey: state.nextInOrder) {
-                try use(chain, written, &state)
-                state.nextInOrder &+= 1
-            }
-            return try takeInterrupt(&state)
+            return interrupts ? try takeInterrupt(&state) : false
         }
-        if interrupts == true { onInterrupt() }
+        if mustInterrupt == true { onInterrupt() }
+    }
+
+    /// Interrupts the driver if it wants to hear of what it was given since the last time.
+    public func interruptIfWanted() {
+        let mustInterrupt = attempt { state throws(QueueFault) in try takeInterrupt(&state) }
+        if mustInterrupt == true { onInterrupt() }
     }
 
     /// Puts back the buffer that was taken last, untouched: it will be the next one again.
@@ -169,15 +183,15 @@ public final class Virtqueue: Sendable {
 
     // MARK: Under the lock
 
-    private func use(_ chain: DescriptorChain, _ written: UInt32, _ state: inout State) throws(QueueFault) {
-        state.outstanding -= 1
+    private func use(_ buffers: [UsedBuffer], _ state: inout State) throws(QueueFault) {
+        state.outstanding -= buffers.count
         switch state.ring {
         case .split(var split):
             defer { state.ring = .split(split) }
-            try split.use(chain.identifier, written: written, memory)
+            try split.use(buffers, memory)
         case .packed(var packed):
             defer { state.ring = .packed(packed) }
-            try packed.use(chain.identifier, ringEntries: chain.ringEntries, written: written, memory)
+            try packed.use(buffers, memory)
         case nil: break
         }
     }
