@@ -57,15 +57,18 @@ let package = Package(
         .target(name: "Disk", dependencies: ["CCompression", "Host"], swiftSettings: safe),
         .target(name: "Platform", dependencies: ["DeviceModel", "GuestMemory", "Host", "X86"], swiftSettings: safe),
 
+        .target(name: "FileShare", dependencies: ["CHost", "Host"], swiftSettings: safe),
         .target(
-            name: "Virtio", dependencies: ["DeviceModel", "Disk", "GuestMemory", "Host", "X86"], swiftSettings: safe),
+            name: "Virtio", dependencies: ["DeviceModel", "Disk", "FileShare", "GuestMemory", "Host", "X86"],
+            swiftSettings: safe),
         .target(name: "Net", dependencies: ["CHost", "CSlirp", "Host"], swiftSettings: safe),
 
         // Machine floor
         .target(
             name: "VMM",
             dependencies: [
-                "CHost", "DeviceModel", "GuestMemory", "Host", "Hypervisor", "KernelKVM", "Platform", "SoftKVM",
+                "CHost", "DeviceModel", "FileShare", "GuestMemory", "Host", "Hypervisor", "KernelKVM", "Platform",
+                "SoftKVM",
                 "Virtio",
                 "X86",
             ],
@@ -75,7 +78,7 @@ let package = Package(
         .target(
             name: "CommandLineTool",
             dependencies: [
-                "Disk", "Host", "KernelKVM", "Platform", "SoftKVM", "VMM", "Virtio", "X86",
+                "Disk", "FileShare", "Host", "KernelKVM", "Platform", "SoftKVM", "VMM", "Virtio", "X86",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
@@ -104,13 +107,16 @@ let package = Package(
             name: "CPUTests", dependencies: ["CHost", "CPU", "CTestHost", "Fuzzing", "GuestMemory", "X86"],
             swiftSettings: strict),
         .testTarget(name: "DiskTests", dependencies: ["Disk", "Host"], swiftSettings: strict),
+        .testTarget(
+            name: "FileShareTests", dependencies: ["CHost", "FileShare", "Fuzzing", "Host"], swiftSettings: strict),
         .testTarget(name: "DeviceModelTests", dependencies: ["DeviceModel"], swiftSettings: strict),
         .testTarget(name: "NetTests", dependencies: ["CHost", "Host", "Net"], swiftSettings: strict),
         .testTarget(
             name: "PlatformTests", dependencies: ["DeviceModel", "Fuzzing", "GuestMemory", "Host", "Platform", "X86"],
             swiftSettings: strict),
         .testTarget(
-            name: "VirtioTests", dependencies: ["DeviceModel", "GuestMemory", "Host", "Virtio", "X86"],
+            name: "VirtioTests",
+            dependencies: ["DeviceModel", "FileShare", "Fuzzing", "GuestMemory", "Host", "Virtio", "X86"],
             swiftSettings: strict),
         .testTarget(
             name: "VMMTests", dependencies: ["CHost", "DeviceModel", "Hypervisor", "Platform", "VMM", "X86"],

@@ -1,3 +1,4 @@
+public import FileShare
 public import Platform
 public import Virtio
 
@@ -37,6 +38,10 @@ public enum DeviceConfiguration: Sendable {
     case disk(any BlockBackend, BlockConfigurationOptions)
     /// The host's random numbers.
     case entropy
+    /// A folder of the host, which the guest mounts by its tag.
+    case fileSystem(FileShare, tag: String)
+    /// Stream sockets between guest and host; not where devices may act only in exits.
+    case socket(SocketEndpoint)
 }
 
 /// Everything that one power-on of a machine is made from. Restarting is building it again from the same value.
