@@ -57,8 +57,9 @@ let package = Package(
         .target(name: "Disk", dependencies: ["CCompression", "Host"], swiftSettings: safe),
         .target(name: "Platform", dependencies: ["DeviceModel", "GuestMemory", "Host", "X86"], swiftSettings: safe),
 
+        .target(name: "FileShare", dependencies: ["CHost", "Host"], swiftSettings: safe),
         .target(
-            name: "Virtio", dependencies: ["DeviceModel", "Disk", "GuestMemory", "Host", "Net", "X86"],
+            name: "Virtio", dependencies: ["DeviceModel", "Disk", "FileShare", "GuestMemory", "Host", "Net", "X86"],
             swiftSettings: safe),
         .target(name: "Net", dependencies: ["CHost", "CSlirp", "Host"], swiftSettings: safe),
 
@@ -66,8 +67,9 @@ let package = Package(
         .target(
             name: "VMM",
             dependencies: [
-                "CHost", "DeviceModel", "GuestMemory", "Host", "Hypervisor", "KernelKVM", "Net", "Platform", "SoftKVM",
-                "Virtio", "X86",
+                "CHost", "DeviceModel", "FileShare", "GuestMemory", "Host", "Hypervisor", "KernelKVM", "Net",
+                "Platform",
+                "SoftKVM", "Virtio", "X86",
             ],
             swiftSettings: safe),
 
@@ -75,7 +77,7 @@ let package = Package(
         .target(
             name: "CommandLineTool",
             dependencies: [
-                "Disk", "Host", "KernelKVM", "Net", "Platform", "SoftKVM", "VMM", "Virtio", "X86",
+                "Disk", "FileShare", "Host", "KernelKVM", "Net", "Platform", "SoftKVM", "VMM", "Virtio", "X86",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
@@ -104,6 +106,8 @@ let package = Package(
             name: "CPUTests", dependencies: ["CHost", "CPU", "CTestHost", "Fuzzing", "GuestMemory", "X86"],
             swiftSettings: strict),
         .testTarget(name: "DiskTests", dependencies: ["Disk", "Host"], swiftSettings: strict),
+        .testTarget(
+            name: "FileShareTests", dependencies: ["CHost", "FileShare", "Fuzzing", "Host"], swiftSettings: strict),
         .testTarget(name: "DeviceModelTests", dependencies: ["DeviceModel"], swiftSettings: strict),
         .testTarget(name: "NetTests", dependencies: ["CHost", "Host", "Net"], swiftSettings: strict),
         .testTarget(
@@ -111,7 +115,7 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(
             name: "VirtioTests",
-            dependencies: ["DeviceModel", "Fuzzing", "GuestMemory", "Host", "Net", "Virtio", "X86"],
+            dependencies: ["DeviceModel", "FileShare", "Fuzzing", "GuestMemory", "Host", "Net", "Virtio", "X86"],
             swiftSettings: strict),
         .testTarget(
             name: "VMMTests", dependencies: ["CHost", "DeviceModel", "Hypervisor", "Platform", "VMM", "X86"],

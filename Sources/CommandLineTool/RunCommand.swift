@@ -61,6 +61,22 @@ struct RunCommand: ParsableCommand {
               --capture FILE   all frames of the card, for wireshark or tcpdump -r (several cards: capture= of each)
               The default guest asks for an address when it starts.
 
+            SHARED FOLDERS
+              --share FOLDER:NAME[:ro]
+              FOLDER        a folder of this host; a colon in its name needs no quoting, since NAME has none
+              NAME          by which the guest mounts it: mount -t virtiofs NAME /mnt. The default guest has it at
+                            /mnt/NAME already.
+              ro            the guest cannot change anything in it
+              The guest reaches nothing outside the folder; symbolic links lead where they lead in the guest. Unless you
+              are root, all that the guest makes is yours, and your files are root's in the guest.
+
+            SOCKETS
+              --vsock CID,PATH
+              CID           the guest's number, from 3 on, as vsock(7) has it
+              PATH          a Unix socket that is made: who connects to it, writes 'CONNECT PORT' and a newline and reads
+                            'OK N' and a newline, speaks to port PORT of the guest. A guest that connects to port P of
+                            the host (CID 2) reaches the Unix socket PATH_P.
+
             KEYS (when standard input is a terminal)
               Ctrl-A x      switch the machine off and leave
               Ctrl-A h      show these keys
@@ -160,6 +176,19 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
+            "Share a folder of the host with the guest (see SHARED FOLDERS); again for more.",
+            valueName: "folder:name[:ro]"),
+        transform: ShareOption.parse)
+    var share: [ShareOption] = []
+
+    @Option(
+        help: ArgumentHelp(
+            "Connect the guest's stream sockets with Unix sockets of the host (see SOCKETS).", valueName: "cid,path"),
+        transform: SocketOption.parse)
+    var vsock: SocketOption?
+
+    @Option(
+        help: ArgumentHelp(
             "Add a device: isa-debug-exit[,iobase=0xf4,iosize=4], or virtio-rng, the host's random numbers; again for more.",
             valueName: "device"),
         transform: DeviceOption.parse)
@@ -209,6 +238,9 @@ struct RunCommand: ParsableCommand {
         }
         if command.contains(where: { $0.contains("\0") }) {
             throw ValidationError("The COMMAND has a zero byte in an argument")
+        }
+        if let name = Dictionary(grouping: share, by: \.tag).first(where: { $0.value.count > 1 })?.key {
+            throw ValidationError("Two shared folders are called \(name): give each a name of its own")
         }
         if !symbols.isEmpty, profile == nil { throw ValidationError("--symbols names what --profile finds: give both") }
         _ = try NetworkOptions.cards(net, publish: publish, capture: capture)

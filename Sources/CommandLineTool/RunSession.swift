@@ -47,11 +47,11 @@ struct RunSession {
         do throws(MachineError) {
             end = try session.run()
         } catch {
-            try? Self.closeDisks(configuration)
+            try? Self.closeDevices(configuration)
             throw error
         }
         terminal?.restore()
-        try Self.closeDisks(configuration)
+        try Self.closeDevices(configuration)
         output.finish(session.profile, verbose: options.verbose)
         return EndReport(end: end, trace: session.trace, engineName: engine.name, options: options, isTyping: isTyping)
             .tell()
@@ -120,11 +120,14 @@ struct RunSession {
             throw MachineError("\(error)")
         }
         devices += try NetworkOptions.open(cards, log: log)
+        for share in options.share { devices.append(try share.open(of: options.share.count)) }
+        if let socket = options.vsock { devices.append(try socket.open()) }
         return devices + options.device.filter { $0 == .entropy }.map { _ in .entropy }
     }
 
     /// Each one, whatever becomes of the others; the first trouble is told.
-    private static func closeDisks(_ configuration: MachineConfiguration) throws(MachineError) {
+    private static func closeDevices(_ configuration: MachineConfiguration) throws(MachineError) {
+        for case .socket(let endpoint) in configuration.devices { endpoint.close() }
         var trouble: BlockError?
         for case .disk(let backend, _) in configuration.devices {
             do throws(BlockError) {
@@ -168,7 +171,8 @@ struct RunSession {
     private func commandLine(_ mode: ConsoleConfiguration.Mode) -> String? {
         guard mode == .console, options.kernel != nil else {
             let own = DefaultGuest.kernelOptions(mitigations: options.cpu.model.wantsMitigations)
-            return [own, options.append].compactMap(\.self).joined(separator: " ")
+            let shares = options.share.map { "martlet.share=\($0.tag)" }
+            return ([own] + shares + [options.append]).compactMap(\.self).joined(separator: " ")
         }
         return options.append
     }

@@ -76,7 +76,7 @@ public final class PageBuffer: @unchecked Sendable {
 /// keeps them valid for as long as it is in use; guest memory may change under it, and nothing here relies on its bytes.
 public struct TransferMemory: @unchecked Sendable {
     // SAFETY: addresses are only handed to the kernel and to memcpy, within their counts.
-    fileprivate var pieces: [iovec]
+    var pieces: [iovec]
     public private(set) var count: Int
     private var owners: [AnyObject]
 

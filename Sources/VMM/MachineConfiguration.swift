@@ -1,3 +1,4 @@
+public import FileShare
 public import Net
 public import Platform
 public import Virtio
@@ -40,6 +41,10 @@ public enum DeviceConfiguration: Sendable {
     case network(NetworkPort, NetworkCardOptions)
     /// The host's random numbers.
     case entropy
+    /// A folder of the host, which the guest mounts by its tag.
+    case fileSystem(FileShare, tag: String)
+    /// Stream sockets between guest and host; not where devices may act only in exits.
+    case socket(SocketEndpoint)
 
     var isNetwork: Bool {
         if case .network = self { return true }

@@ -206,7 +206,8 @@ struct AccessPlan {
         let reg = Int(i.pointee.reg >> 3) & 15
         let rm = Int(i.pointee.rm >> 3) & 15
         switch mnemonic {
-        case .cmp, .test, .jcc, .jmp, .jmpIndirect, .callIndirect, .nop, .pause, .clc, .stc, .cmc, .bt, .cli, .cld, .swapgs:
+        case .cmp, .test, .jcc, .jmp, .jmpIndirect, .callIndirect, .nop, .pause, .clc, .stc, .cmc, .bt, .cli, .cld,
+            .swapgs:
             return
         case .movFromCR: close(rm)
         case .vector:

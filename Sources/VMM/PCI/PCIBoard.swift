@@ -1,4 +1,5 @@
 internal import DeviceModel
+internal import FileShare
 internal import GuestMemory
 internal import Host
 internal import Hypervisor
@@ -17,6 +18,8 @@ final class PCIBoard: Sendable {
     private let highWindow: Range<UInt64>?
     private let runner: any JobRunner
     private let doorbells: DoorbellThread?
+    /// Of devices that work where their notifications come.
+    private let ownDoorbells: [DoorbellThread]
     private let isShutDown = Mutex(false)
 
     /// Slot 0 is the host bridge.
@@ -44,21 +47,31 @@ final class PCIBoard: Sendable {
         }
         runner = isImmediate ? ImmediateRunner() : WorkerPool(name: "disk", limit: Self.workerLimit)
         var devices: [(slot: UInt8, device: VirtioPCIDevice)] = []
+        var ownDoorbells: [DoorbellThread] = []
+        if isImmediate, configurations.contains(where: { if case .socket = $0 { true } else { false } }) {
+            throw MachineError(
+                "A socket device brings data whenever the host has some, and --engine lockstep allows that only at the guest's own steps. Use another engine, or leave out --vsock."
+            )
+        }
         do throws(HostError) {
             doorbells = isImmediate || configurations.isEmpty ? nil : try DoorbellThread()
             for (index, configuration) in configurations.enumerated() {
-                let device = Self.device(configuration, runner: runner, isImmediate: isImmediate)
+                let device = try Self.device(configuration, runner: runner, isImmediate: isImmediate)
                 let log = DeviceLog(name: "\(device.kind.name) 00:\(Self.hex(index + 1)).0", sink: onTrouble)
+                var thread = doorbells
+                if case .fileSystem = configuration, !isImmediate {
+                    let own = try DoorbellThread()
+                    ownDoorbells.append(own)
+                    thread = own
+                }
                 devices.append(
-                    (
-                        UInt8(index + 1),
-                        try VirtioPCIDevice(device, memory: memory, log: log, doorbellThread: doorbells)
-                    ))
+                    (UInt8(index + 1), try VirtioPCIDevice(device, memory: memory, log: log, doorbellThread: thread)))
             }
         } catch {
             throw MachineError("\(error). Raise the limit of open files (ulimit -n) and try again.")
         }
         self.devices = devices
+        self.ownDoorbells = ownDoorbells
         slots = devices.map(\.slot)
         hierarchy = PCIHierarchy(
             Dictionary(uniqueKeysWithValues: devices.map { ($0.slot, $0.device.function as any PCIConfigurable) }))
@@ -68,12 +81,15 @@ final class PCIBoard: Sendable {
 
     private static func device(
         _ configuration: DeviceConfiguration, runner: any JobRunner, isImmediate: Bool
-    ) -> any VirtioDevice {
+    ) throws(HostError) -> any VirtioDevice {
         switch configuration {
         case .disk(let backend, let options):
             VirtioBlock(backend, options: options, runner: runner, parallelism: isImmediate ? 1 : 4)
         case .network(let port, let options): VirtioNet(port, options: options)
         case .entropy: VirtioEntropy()
+        case .fileSystem(let share, let tag):
+            VirtioFileSystem(share, tag: tag, runner: runner, parallelism: isImmediate ? 1 : 4)
+        case .socket(let endpoint): try VirtioSocket(endpoint)
         }
     }
 
@@ -121,6 +137,7 @@ final class PCIBoard: Sendable {
         }
         guard isFirst else { return }
         doorbells?.stop()
+        for thread in ownDoorbells { thread.stop() }
         for (_, device) in devices {
             device.shutDown()
             (device.device as? VirtioNet)?.unplug()

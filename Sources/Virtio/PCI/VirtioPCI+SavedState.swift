@@ -104,7 +104,7 @@ public struct VirtioPCISavedState: DeviceSavedState {
             position.usedWrap = try decoder.readBool("usedWrap")
             positions.append(position)
         }
-        device = try decoder.readBytes("device", limit: 1 << 20)
+        device = try decoder.readBytes("device", limit: 1 << 28)
     }
 
     // MARK: Restore
