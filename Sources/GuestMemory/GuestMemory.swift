@@ -47,7 +47,13 @@ public struct MemoryRegion: Sendable {
 public final class GuestMemory: Sendable {
     /// Called behind each write from this side.
     public typealias WriteObserver = @Sendable (GuestPhysicalAddress, _ count: Int) -> Void
-    private let observer = Mutex<WriteObserver?>(nil)
+    private let observer = Mutex(Observation())
+
+    /// In a type of its own: a function that is the generic value of a mutex itself is wrapped once more each time that
+    /// it is looked at, until calling it overflows the stack.
+    private struct Observation {
+        var observer: WriteObserver?
+    }
 
     /// Sorted by base, not overlapping.
     public let regions: [MemoryRegion]
@@ -162,10 +168,10 @@ public final class GuestMemory: Sendable {
 
     /// An engine that keeps what it derived from guest memory wants to know of each write.
     public func observeWrites(_ observer: @escaping WriteObserver) {
-        self.observer.withLock { $0 = observer }
+        self.observer.withLock { $0.observer = observer }
     }
 
     private func noteWrite(at address: GuestPhysicalAddress, count: Int) {
-        if let observer = observer.withLock({ $0 }), count > 0 { observer(address, count) }
+        if let observer = observer.withLock({ $0 }).observer, count > 0 { observer(address, count) }
     }
 }
