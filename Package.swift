@@ -38,6 +38,10 @@ let package = Package(
         .target(
             name: "CCompression", cSettings: [.unsafeFlags(["-Wall", "-Wextra", "-Werror"])],
             linkerSettings: [.unsafeFlags(["-Xlinker", "-l:libzstd.a", "-Xlinker", "-l:libz.a"])]),
+        // libyaml (Debian: libyaml-dev), inside the binary.
+        .target(
+            name: "CYAML", cSettings: [.unsafeFlags(["-Wall", "-Wextra", "-Werror"])],
+            linkerSettings: [.unsafeFlags(["-Xlinker", "-l:libyaml.a"])]),
         // libslirp (Debian: libslirp-dev).
         .systemLibrary(name: "CSlirp"),
 
@@ -75,7 +79,7 @@ let package = Package(
         .target(
             name: "CommandLineTool",
             dependencies: [
-                "Disk", "Host", "KernelKVM", "Platform", "SoftKVM", "VMM", "Virtio", "X86",
+                "CYAML", "Disk", "Host", "KernelKVM", "Platform", "SoftKVM", "VMM", "Virtio", "X86",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),

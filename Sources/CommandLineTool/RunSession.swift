@@ -6,12 +6,14 @@ internal import Virtio
 /// One `martlet run`, from the parsed options to the exit status.
 struct RunSession {
     private let options: RunCommand
+    private let imageBoot: ImageBoot?
     private let startedAt: UInt64
     private let signals: SignalSource
 
     /// Takes over the signals first, so that Ctrl-C ends every later phase in order.
     init(_ options: RunCommand, startedAt: UInt64) throws(MachineError) {
         self.options = options
+        imageBoot = try ImageBoot(options)
         self.startedAt = startedAt
         try Self.requireStandardStreams()
         do {
@@ -75,7 +77,7 @@ struct RunSession {
 
     private var mode: ConsoleConfiguration.Mode {
         if !options.command.isEmpty { return .command }
-        return options.kernel == nil && options.initrd == nil ? .shell : .console
+        return options.kernel == nil && options.initrd == nil && options.image == nil ? .shell : .console
     }
 
     private var deadline: UInt64? {
@@ -90,10 +92,11 @@ struct RunSession {
 
     private func machineConfiguration(_ mode: ConsoleConfiguration.Mode) throws(MachineError) -> MachineConfiguration {
         let guest = DefaultGuest()
-        if options.kernel == nil || mode == .command { try guest.requirePresent() }
-        let kernel = try HostFile(path: options.kernel ?? guest.kernelPath, role: "kernel")
+        let kernelPath = options.kernel ?? imageBoot?.kernel
+        if kernelPath == nil || mode == .command { try guest.requirePresent() }
+        let kernel = try HostFile(path: kernelPath ?? guest.kernelPath, role: "kernel")
         return MachineConfiguration(
-            memorySize: options.memory.bytes, kernel: kernel, modules: try modules(mode, guest),
+            memorySize: options.memorySize, kernel: kernel, modules: try modules(mode, guest),
             commandLine: commandLine(mode), serial: mode == .console ? .console : .defaultGuest,
             debugExit: debugExit, processor: options.cpu.model, devices: try devices(),
             onDeviceTrouble: { Message.note($0) })
@@ -106,7 +109,10 @@ struct RunSession {
     /// The disks first: the guest's names for them follow their order.
     private func devices() throws(MachineError) -> [DeviceConfiguration] {
         var devices: [DeviceConfiguration] = []
-        for disk in options.disk { devices.append(try disk.open()) }
+        let directory = options.snapshot ? DiskOption.temporaryDirectory : nil
+        for disk in [options.image].compactMap(\.self) + options.disk {
+            devices.append(try disk.open(throwawayIn: directory))
+        }
         return devices + options.device.filter { $0 == .entropy }.map { _ in .entropy }
     }
 
@@ -133,6 +139,7 @@ struct RunSession {
             let initramfs = try HostFile(path: guest.initramfsPath, role: "initramfs")
             return [BootModule(file: JoinedFile(initramfs, followedBy: guestCommand(mode).archive))]
         }
+        if let path = imageBoot?.initrd { return [BootModule(file: try HostFile(path: path, role: "initrd"))] }
         guard let initrd = options.initrd else { return [] }
         guard !initrd.isEmpty else {
             throw MachineError("--initrd has an empty file name. Leave the option out to boot without one.")
@@ -153,6 +160,7 @@ struct RunSession {
     }
 
     private func commandLine(_ mode: ConsoleConfiguration.Mode) -> String? {
+        if let imageBoot { return imageBoot.commandLine }
         guard mode == .console, options.kernel != nil else {
             let own = DefaultGuest.kernelOptions(mitigations: options.cpu.model.wantsMitigations)
             return [own, options.append].compactMap(\.self).joined(separator: " ")
