@@ -38,6 +38,10 @@ let package = Package(
         .target(
             name: "CCompression", cSettings: [.unsafeFlags(["-Wall", "-Wextra", "-Werror"])],
             linkerSettings: [.unsafeFlags(["-Xlinker", "-l:libzstd.a", "-Xlinker", "-l:libz.a"])]),
+        // libyaml (Debian: libyaml-dev), inside the binary.
+        .target(
+            name: "CYAML", cSettings: [.unsafeFlags(["-Wall", "-Wextra", "-Werror"])],
+            linkerSettings: [.unsafeFlags(["-Xlinker", "-l:libyaml.a"])]),
         // libslirp (Debian: libslirp-dev).
         .systemLibrary(name: "CSlirp"),
 
@@ -77,7 +81,7 @@ let package = Package(
         .target(
             name: "CommandLineTool",
             dependencies: [
-                "Disk", "FileShare", "Host", "KernelKVM", "Net", "Platform", "SoftKVM", "VMM", "Virtio", "X86",
+                "CYAML", "Disk", "FileShare", "Host", "KernelKVM", "Net", "Platform", "SoftKVM", "VMM", "Virtio", "X86",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),

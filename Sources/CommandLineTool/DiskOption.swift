@@ -91,7 +91,10 @@ struct DiskOption: Equatable {
     }
 
     /// Opens the image, which stays open and locked for all restarts of the machine.
-    func open() throws(MachineError) -> DeviceConfiguration {
+    ///
+    /// - Parameter directory: where to put what the machine writes, to be thrown away; nil: into the image.
+    func open(throwawayIn directory: String? = nil) throws(MachineError) -> DeviceConfiguration {
+        if let directory, !isReadOnly { return try openForThrowaway(directory) }
         if (format ?? (path.hasSuffix(".qcow2") ? .qcow2 : .raw)) == .qcow2 { return try openQCOW2() }
         // The guest of a raw image may write what looks like another format: nothing is guessed by that.
         if format == nil, (try? DiskImage.recognize(path)) == .qcow2 {

@@ -13,7 +13,9 @@ struct RunCommand: ParsableCommand {
         usage: """
             martlet run [OPTION…]                          a shell in the default guest
             martlet run [OPTION…] -- COMMAND [ARG…]        one command in the default guest
+            martlet run IMAGE [OPTION…]                    the system in a disk image
             martlet run --kernel FILE [--initrd FILE] [--append STRING] [OPTION…]
+            martlet run --config FILE [OPTION…]            a machine that a file describes
             """,
         discussion: """
             EXAMPLES
@@ -26,6 +28,22 @@ struct RunCommand: ParsableCommand {
               martlet run --net user,egress=host -- wget -qO - http://host.martlet.internal:8000/
               martlet run --publish 8080:80 -- httpd -f -h /root
               truncate -s 1G disk.raw; martlet run --disk disk.raw -- sh -c 'echo hello >/dev/vda'
+              martlet image build debian debian.qcow2 && martlet run debian.qcow2
+
+            IMAGES
+              IMAGE is the machine's first disk, written as for --disk. Its kernel, initial RAM disk and command line are
+              those of its manifest (IMAGE.json, which `martlet image build` writes); --append adds to that command line.
+              With --kernel the manifest is not needed. Its default memory is 1G.
+
+            CONFIGURATION FILES
+              --config FILE has options by the names that they have here, without dashes, in YAML, or in JSON if its
+              name ends in .json:
+                image: debian.qcow2
+                memory: 2G
+                snapshot: true
+                disk: [data.raw, 'archive.qcow2,readonly']
+              An option on the command line takes the place of the file's; a flag that the file sets stays set. Paths are
+              relative to the current directory. `martlet config schema` prints the JSON schema.
 
             DISKS
               --disk FILE[,readonly][,format=raw|qcow2][,serial=NAME][,queues=N][,cache=MODE][,iops=N][,bps=SIZE]
@@ -104,6 +122,15 @@ struct RunCommand: ParsableCommand {
               128+N    ended by signal N
             """)
 
+    @Argument(
+        help: ArgumentHelp(
+            "A disk image to boot, as its manifest says (see IMAGES).", valueName: "image"),
+        transform: DiskOption.parse)
+    var image: DiskOption?
+
+    @Option(help: ArgumentHelp("Read options from a file (see CONFIGURATION FILES).", valueName: "file"))
+    var config: String?
+
     @Option(help: "A Linux bzImage or ELF kernel, or a multiboot image, instead of the default guest's kernel.")
     var kernel: String?
 
@@ -117,9 +144,10 @@ struct RunCommand: ParsableCommand {
     var append: String?
 
     @Option(
-        help: ArgumentHelp("The guest's memory, such as 512M or 2G (default: 512M).", valueName: "size"),
+        help: ArgumentHelp(
+            "The guest's memory, such as 512M or 2G (default: 512M, with an IMAGE 1G).", valueName: "size"),
         transform: MemorySize.parse)
-    var memory = MemorySize(bytes: 512 << 20)
+    var memory: MemorySize?
 
     @Option(
         help: ArgumentHelp(
@@ -156,6 +184,9 @@ struct RunCommand: ParsableCommand {
             valueName: "file[,key=value]"),
         transform: DiskOption.parse)
     var disk: [DiskOption] = []
+
+    @Flag(help: "Throw away what the machine writes to its disks; the images are only read.")
+    var snapshot = false
 
     @Option(
         help: ArgumentHelp(
@@ -232,7 +263,14 @@ struct RunCommand: ParsableCommand {
         help: "After --: what to run in the default guest, with this process's standard streams.")
     var command: [String] = []
 
+    /// What the machine gets.
+    var memorySize: UInt64 { memory?.bytes ?? (image == nil ? 512 << 20 : 1 << 30) }
+
     func validate() throws {
+        if !command.isEmpty, let image {
+            throw ValidationError(
+                "A COMMAND runs in the default guest, and \(image.path) is a system of its own: leave out one of them")
+        }
         if !command.isEmpty, initrd != nil {
             throw ValidationError("A COMMAND runs in the default guest's initramfs: leave out --initrd or the COMMAND")
         }

@@ -7,12 +7,14 @@ internal import Virtio
 /// One `martlet run`, from the parsed options to the exit status.
 struct RunSession {
     private let options: RunCommand
+    private let imageBoot: ImageBoot?
     private let startedAt: UInt64
     private let signals: SignalSource
 
     /// Takes over the signals first, so that Ctrl-C ends every later phase in order.
     init(_ options: RunCommand, startedAt: UInt64) throws(MachineError) {
         self.options = options
+        imageBoot = try ImageBoot(options)
         self.startedAt = startedAt
         try Self.requireStandardStreams()
         do {
@@ -77,7 +79,7 @@ struct RunSession {
 
     private var mode: ConsoleConfiguration.Mode {
         if !options.command.isEmpty { return .command }
-        return options.kernel == nil && options.initrd == nil ? .shell : .console
+        return options.kernel == nil && options.initrd == nil && options.image == nil ? .shell : .console
     }
 
     private var deadline: UInt64? {
@@ -96,10 +98,11 @@ struct RunSession {
         _ mode: ConsoleConfiguration.Mode, newline: String
     ) throws(MachineError) -> MachineConfiguration {
         let guest = DefaultGuest()
-        if options.kernel == nil || mode == .command { try guest.requirePresent() }
-        let kernel = try HostFile(path: options.kernel ?? guest.kernelPath, role: "kernel")
+        let kernelPath = options.kernel ?? imageBoot?.kernel
+        if kernelPath == nil || mode == .command { try guest.requirePresent() }
+        let kernel = try HostFile(path: kernelPath ?? guest.kernelPath, role: "kernel")
         return MachineConfiguration(
-            memorySize: options.memory.bytes, kernel: kernel, modules: try modules(mode, guest),
+            memorySize: options.memorySize, kernel: kernel, modules: try modules(mode, guest),
             commandLine: commandLine(mode), serial: mode == .console ? .console : .defaultGuest,
             debugExit: debugExit, processor: options.cpu.model, devices: try devices { Message.note($0 + newline) },
             onDeviceTrouble: { Message.note($0 + newline) })
@@ -112,7 +115,10 @@ struct RunSession {
     /// The disks first: the guest's names for them follow their order.
     private func devices(_ log: @escaping @Sendable (String) -> Void) throws(MachineError) -> [DeviceConfiguration] {
         var devices: [DeviceConfiguration] = []
-        for disk in options.disk { devices.append(try disk.open()) }
+        let directory = options.snapshot ? DiskOption.temporaryDirectory : nil
+        for disk in [options.image].compactMap(\.self) + options.disk {
+            devices.append(try disk.open(throwawayIn: directory))
+        }
         let cards: [NetworkConfiguration]
         do {
             cards = try NetworkOptions.cards(options.net, publish: options.publish, capture: options.capture)
@@ -149,6 +155,7 @@ struct RunSession {
             let initramfs = try HostFile(path: guest.initramfsPath, role: "initramfs")
             return [BootModule(file: JoinedFile(initramfs, followedBy: guestCommand(mode).archive))]
         }
+        if let path = imageBoot?.initrd { return [BootModule(file: try HostFile(path: path, role: "initrd"))] }
         guard let initrd = options.initrd else { return [] }
         guard !initrd.isEmpty else {
             throw MachineError("--initrd has an empty file name. Leave the option out to boot without one.")
@@ -169,6 +176,7 @@ struct RunSession {
     }
 
     private func commandLine(_ mode: ConsoleConfiguration.Mode) -> String? {
+        if let imageBoot { return imageBoot.commandLine }
         guard mode == .console, options.kernel != nil else {
             let own = DefaultGuest.kernelOptions(mitigations: options.cpu.model.wantsMitigations)
             let shares = options.share.map { "martlet.share=\($0.tag)" }

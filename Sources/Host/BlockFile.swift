@@ -60,6 +60,17 @@ public final class BlockFile: Sendable {
         owned = descriptor
     }
 
+    /// A new file in `directory` that has no name, and goes when it is closed.
+    public init(unnamedIn directory: String) throws(HostError) {
+        let result = retryingInterrupted { host_open_unnamed(directory) }
+        owned = FileDescriptor(
+            owning: Int32(truncatingIfNeeded: try check(result, "Cannot make a temporary file in \(directory)")))
+        path = "a temporary file in \(directory)"
+        kind = .regular
+        isWritable = true
+        transferAlignment = 1
+    }
+
     /// For those who do their own input and output on it, such as io_uring. It stays open as long as this object.
     public var descriptor: BorrowedDescriptor { owned.borrowed }
 

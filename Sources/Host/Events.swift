@@ -41,6 +41,7 @@ public struct Signal: Hashable, Sendable {
     public static let terminate = Signal(SIGTERM)
     public static let hangUp = Signal(SIGHUP)
     public static let quit = Signal(SIGQUIT)
+    public static let kill = Signal(SIGKILL)
     public static let windowChange = Signal(SIGWINCH)
     public static let pipe = Signal(SIGPIPE)
     public static let stop = Signal(SIGTSTP)

@@ -17,6 +17,7 @@ struct ImageCommand: ParsableCommand {
               martlet image resize disk.qcow2 +10G
               martlet image check --repair all disk.qcow2
               martlet image snapshot create disk.qcow2 before-upgrade
+              martlet image build debian debian.qcow2
 
             FORMATS
               raw and qcow2. An image with a qcow2 header needs no word about its format, unless it refers to other
@@ -32,7 +33,7 @@ struct ImageCommand: ParsableCommand {
             """,
         subcommands: [
             CreateCommand.self, InfoCommand.self, ConvertCommand.self, ResizeCommand.self, CheckCommand.self,
-            SnapshotCommand.self, CommitCommand.self, RebaseCommand.self,
+            SnapshotCommand.self, CommitCommand.self, RebaseCommand.self, BuildCommand.self,
         ])
 }
 

@@ -52,6 +52,18 @@ extension DiskImage {
         }
     }
 
+    /// An image as a disk whose writes are thrown away: they go to a qcow2 image in a file without a name in
+    /// `directory`. The image itself is opened for reading, with the lock of a reader.
+    public static func openForThrowaway(
+        _ path: String, _ format: DiskFormat, directory: String
+    ) throws(DiskError) -> QCOW2Disk {
+        let base = try open(path, format, Options(isWritable: false))
+        let overlay = try FileStorage(unnamedIn: directory)
+        // Its header names no backing file: nobody opens it by that.
+        try QCOW2Disk.create(in: overlay, size: base.size, QCOW2Options())
+        return try openQCOW2(overlay, backing: base, Options(isWritable: true))
+    }
+
     /// Runs `body`; where it fails, the new file goes.
     private static func removing(_ path: String, _ body: () throws(DiskError) -> Void) throws(DiskError) {
         do throws(DiskError) {

@@ -36,6 +36,15 @@ public final class FileStorage: ImageStorage {
         lock = sharing == .forced ? nil : try ImageLock(file)
     }
 
+    /// A file in `directory` that nobody else can have: it has no name, and goes when it is closed.
+    public init(unnamedIn directory: String) throws(DiskError) {
+        file = try host { () throws(HostError) in try BlockFile(unnamedIn: directory) }
+        cache = .writeback
+        lock = nil
+        logicalBlockSize = 512
+        identity = nil
+    }
+
     private static func open(_ path: String, _ options: BlockFile.Options) throws(DiskError) -> BlockFile {
         do throws(HostError) {
             return try BlockFile(path: path, options)

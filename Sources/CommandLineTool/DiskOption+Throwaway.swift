@@ -1,0 +1,36 @@
+internal import Disk
+internal import VMM
+internal import Virtio
+
+/// `--snapshot`.
+extension DiskOption {
+    /// `$TMPDIR`, or /tmp.
+    static var temporaryDirectory: String {
+        environmentVariable("TMPDIR").flatMap { $0.isEmpty ? nil : $0 } ?? "/tmp"
+    }
+
+    /// The disk's writes go to a file without a name in `directory`. They are gone afterwards: no flush of the guest has
+    /// to reach the medium.
+    func openForThrowaway(_ directory: String) throws(MachineError) -> DeviceConfiguration {
+        do throws(DiskError) {
+            let image = try DiskImage.openForThrowaway(path, try imageFormat(), directory: directory)
+            var options = options
+            options.cache = .unsafe
+            return .disk(ImageDisk(image), options)
+        } catch {
+            let hint = error.kind == .inUse ? " End the other machine, or give --snapshot to both." : ""
+            throw MachineError("Cannot use the disk \(path): \(error).\(hint)")
+        }
+    }
+
+    /// As without --snapshot.
+    private func imageFormat() throws(DiskError) -> DiskFormat {
+        if let format { return format }
+        if path.hasSuffix(".qcow2") { return .qcow2 }
+        guard try DiskImage.recognize(path) == nil else {
+            throw DiskError(
+                .wrongFormat, "it looks like a qcow2 image. Say what it is: \(path),format=qcow2 or format=raw")
+        }
+        return .raw
+    }
+}
