@@ -119,7 +119,9 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(
             name: "VirtioTests",
-            dependencies: ["DeviceModel", "FileShare", "Fuzzing", "GuestMemory", "Host", "Net", "Virtio", "X86"],
+            dependencies: [
+                "DeviceModel", "Disk", "FileShare", "Fuzzing", "GuestMemory", "Host", "Net", "Virtio", "X86",
+            ],
             swiftSettings: strict),
         .testTarget(
             name: "VMMTests", dependencies: ["CHost", "DeviceModel", "Hypervisor", "Platform", "VMM", "X86"],

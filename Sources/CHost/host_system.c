@@ -6,7 +6,6 @@
 #include <limits.h>
 #include <signal.h>
 #include <stdatomic.h>
-#include <linux/fs.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -66,22 +65,6 @@ long host_regular_file_size(int fd) {
 long host_duplicate(int fd) { return result_or_errno(fcntl(fd, F_DUPFD_CLOEXEC, 0)); }
 
 long host_eventfd(void) { return result_or_errno(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)); }
-
-long host_image_size(int fd) {
-    struct stat status;
-    if (fstat(fd, &status) < 0) return -errno;
-    if (S_ISBLK(status.st_mode)) {
-        uint64_t size = 0;
-        if (ioctl(fd, BLKGETSIZE64, &size) < 0) return -errno;
-        return size > LONG_MAX ? -EFBIG : (long)size;
-    }
-    return host_regular_file_size(fd);
-}
-
-long host_lock_image(int fd, int exclusive) {
-    struct flock lock = {.l_type = exclusive ? F_WRLCK : F_RDLCK, .l_whence = SEEK_SET};
-    return result_or_errno(fcntl(fd, F_OFD_SETLK, &lock));
-}
 
 long host_release_pages(void *start, size_t count) { return result_or_errno(madvise(start, count, MADV_DONTNEED)); }
 

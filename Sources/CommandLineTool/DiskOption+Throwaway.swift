@@ -22,15 +22,4 @@ extension DiskOption {
             throw MachineError("Cannot use the disk \(path): \(error).\(hint)")
         }
     }
-
-    /// As without --snapshot.
-    private func imageFormat() throws(DiskError) -> DiskFormat {
-        if let format { return format }
-        if path.hasSuffix(".qcow2") { return .qcow2 }
-        guard try DiskImage.recognize(path) == nil else {
-            throw DiskError(
-                .wrongFormat, "it looks like a qcow2 image. Say what it is: \(path),format=qcow2 or format=raw")
-        }
-        return .raw
-    }
 }

@@ -52,7 +52,7 @@ struct DiskOption: Equatable {
             options.queueCount = count
         case ("cache", let value?):
             guard let cache = BlockConfigurationOptions.Cache(rawValue: value) else {
-                throw ValidationError("The cache modes are: writeback, writethrough, unsafe.")
+                throw ValidationError("The cache modes are: writeback, writethrough, none, unsafe.")
             }
             options.cache = cache
         case ("iops", let value?):
@@ -95,19 +95,14 @@ struct DiskOption: Equatable {
     /// - Parameter directory: where to put what the machine writes, to be thrown away; nil: into the image.
     func open(throwawayIn directory: String? = nil) throws(MachineError) -> DeviceConfiguration {
         if let directory, !isReadOnly { return try openForThrowaway(directory) }
-        if (format ?? (path.hasSuffix(".qcow2") ? .qcow2 : .raw)) == .qcow2 { return try openQCOW2() }
-        // The guest of a raw image may write what looks like another format: nothing is guessed by that.
-        if format == nil, (try? DiskImage.recognize(path)) == .qcow2 {
-            throw MachineError(
-                "\(path) looks like a qcow2 image. Say what it is: \(path),format=qcow2 (or format=raw for its bytes as they are)."
-            )
-        }
-        return try openRaw()
-    }
-
-    private func openQCOW2() throws(MachineError) -> DeviceConfiguration {
         do throws(DiskError) {
-            let image = try DiskImage.open(path, .qcow2, DiskImage.Options(isWritable: !isReadOnly))
+            var how = DiskImage.Options(isWritable: !isReadOnly)
+            if options.cache == .none { how.cache = .none }
+            let image = try DiskImage.open(path, try imageFormat(), how)
+            guard image.size >= 512 else {
+                throw DiskError(
+                    .invalid, "it is smaller than a sector of 512 bytes. Make it larger: truncate -s 1G \(path)")
+            }
             return .disk(ImageDisk(image), options)
         } catch {
             let hint =
@@ -120,23 +115,14 @@ struct DiskOption: Equatable {
         }
     }
 
-    private func openRaw() throws(MachineError) -> DeviceConfiguration {
-        let file: ImageFile
-        do throws(HostError) {
-            file = try ImageFile(path: path, isReadOnly: isReadOnly)
-        } catch {
-            let hint =
-                error.operation.hasPrefix("Cannot lock")
-                ? "Another machine uses it; end that one, or give it to both as readonly."
-                : isReadOnly
-                    ? "Check the path and its permissions."
-                    : "Check the path and its permissions; a disk that may only be read needs ,readonly."
-            throw MachineError("Cannot use the disk \(path): \(error.reason). \(hint)")
+    /// Nothing is guessed by what is in the file: the guest of a raw image may write what looks like another format.
+    func imageFormat() throws(DiskError) -> DiskFormat {
+        if let format { return format }
+        if path.hasSuffix(".qcow2") { return .qcow2 }
+        guard try DiskImage.recognize(path) == nil else {
+            throw DiskError(
+                .wrongFormat, "it looks like a qcow2 image. Say what it is: \(path),format=qcow2 or format=raw")
         }
-        guard file.size >= 512 else {
-            throw MachineError(
-                "The disk \(path) is smaller than a sector of 512 bytes. Make it larger: truncate -s 1G \(path)")
-        }
-        return .disk(RawDisk(file), options)
+        return .raw
     }
 }

@@ -55,7 +55,8 @@ struct RunCommand: ParsableCommand {
               serial=NAME   up to 20 characters, which the guest finds in /dev/disk/by-id and /sys/block/vda/serial
               queues=N      1 to 16, by default 1
               cache=MODE    writeback: safe after the guest's flushes (the default); writethrough: safe after each
-                            write; unsafe: flushes do nothing, for disks that are thrown away
+                            write; none: past the host's page cache; unsafe: flushes do nothing, for disks that are
+                            thrown away
               iops=N        at most so many requests a second
               bps=SIZE      at most so many bytes a second, such as 50M
 

@@ -46,7 +46,7 @@ struct BadInputTests {
             (["--initrd", "/nonexistent"], ["initrd", "No such file"]),
             (["--disk", "/nonexistent"], ["disk /nonexistent", "No such file"]),
             (["--disk", "/"], ["Is a directory"]),
-            (["--disk", "/dev/null,readonly"], ["/dev/null", "Invalid argument"]),
+            (["--disk", "/dev/null,readonly"], ["/dev/null", "neither a file nor a block device"]),
             (["--initrd", ""], ["--initrd"]),
         ])
     func machines(arguments: [String], words: [String]) async throws {

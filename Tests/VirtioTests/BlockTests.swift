@@ -1,4 +1,5 @@
 import DeviceModel
+import Disk
 import GuestMemory
 import Host
 import Synchronization
@@ -245,8 +246,9 @@ struct BlockTests {
         try #require(created >= 0 && ftruncate(created, 1 << 20) == 0)
         close(created)
         defer { unlink(path) }
-        let disk = RawDisk(try ImageFile(path: path, isReadOnly: false))
-        #expect(throws: HostError.self) { try ImageFile(path: path, isReadOnly: false) }
+        let disk = ImageDisk(try DiskImage.open(path, .raw, DiskImage.Options(isWritable: true)))
+        defer { #expect(throws: Never.self) { try disk.close() } }
+        #expect(throws: DiskError.self) { try DiskImage.open(path, .raw, DiskImage.Options(isWritable: true)) }
         let pool = WorkerPool(name: "test disk", limit: 4)
         defer { pool.stop() }
         var driver = try makeDriver(disk, style: DriverStyle(isPacked: isPacked, hasEventIndex: true), runner: pool)

@@ -37,14 +37,6 @@ long host_eventfd(void);
 /// A second descriptor of the same open file, closed on exec.
 long host_duplicate(int fd);
 
-// MARK: Disk images
-
-/// The size of a regular file or a block device; -EISDIR for a directory, -EINVAL for anything else.
-long host_image_size(int fd);
-/// Locks the whole file for this open file description, until it is closed: shared for reading, else exclusive.
-/// -EAGAIN where another one has it.
-long host_lock_image(int fd, int exclusive);
-
 // MARK: Memory shared with a guest
 
 /// Gives pages of an anonymous mapping back to the host; they read as zeroes afterwards (MADV_DONTNEED).

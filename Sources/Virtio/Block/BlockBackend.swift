@@ -1,4 +1,3 @@
-internal import Glibc
 public import Host
 
 /// Why a disk's bytes could not be had or kept.
@@ -33,62 +32,4 @@ public protocol BlockBackend: AnyObject, Sendable {
 
 extension BlockBackend {
     public func close() throws(BlockError) {}
-}
-
-/// A disk whose file has its bytes one to one.
-public final class RawDisk: BlockBackend {
-    private let file: ImageFile
-
-    public init(_ file: ImageFile) { self.file = file }
-
-    public var size: UInt64 { file.size }
-    public var isReadOnly: Bool { file.isReadOnly }
-
-    public func read(into segments: IOSegments, at offset: UInt64) throws(BlockError) {
-        try translating { () throws(HostError) in try file.read(into: segments, at: offset) }
-    }
-
-    public func write(from segments: IOSegments, at offset: UInt64) throws(BlockError) {
-        try translating { () throws(HostError) in try file.write(from: segments, at: offset) }
-    }
-
-    public func flush() throws(BlockError) {
-        try translating { () throws(HostError) in try file.flush() }
-    }
-
-    public func discard(at offset: UInt64, count: UInt64) throws(BlockError) {
-        try translating { () throws(HostError) in try file.punchHole(at: offset, count: count) }
-    }
-
-    public func writeZeroes(at offset: UInt64, count: UInt64, mayUnmap: Bool) throws(BlockError) {
-        // A file system may know one of the two only; both read as zeroes afterwards.
-        do throws(HostError) {
-            if mayUnmap {
-                try file.punchHole(at: offset, count: count)
-            } else {
-                try file.zeroRange(at: offset, count: count)
-            }
-        } catch {
-            try translating { () throws(HostError) in
-                if mayUnmap {
-                    try file.zeroRange(at: offset, count: count)
-                } else {
-                    try file.punchHole(at: offset, count: count)
-                }
-            }
-        }
-    }
-
-    private func translating(_ body: () throws(HostError) -> Void) throws(BlockError) {
-        do throws(HostError) {
-            try body()
-        } catch {
-            throw BlockError("\(error)", isUnsupported: error.isUnsupported)
-        }
-    }
-}
-
-extension HostError {
-    /// The file system does not have the operation (fallocate(2)).
-    fileprivate var isUnsupported: Bool { errorNumber == EOPNOTSUPP || errorNumber == ENOSYS }
 }

@@ -9,6 +9,8 @@ public struct BlockConfigurationOptions: Equatable, Sendable {
     public enum Cache: String, CaseIterable, Sendable {
         /// After the driver's next flush.
         case writeback
+        /// The same, and the image is opened past the host's page cache.
+        case none
         /// When it completes, whatever the driver says.
         case writethrough
         /// Perhaps never: flushes do nothing. For disks that are thrown away.
@@ -259,7 +261,7 @@ public final class VirtioBlock: VirtioDevice {
         switch options.cache {
         case .unsafe: false
         case .writethrough: true
-        case .writeback: !context.has(BlockFeature.flush) || !state.withLock { $0.isWriteback }
+        case .writeback, .none: !context.has(BlockFeature.flush) || !state.withLock { $0.isWriteback }
         }
     }
 
