@@ -106,6 +106,9 @@ let package = Package(
             linkerSettings: hasZydis ? [.linkedLibrary("Zydis")] : []),
         // Seeds and time of the fuzz tests.
         .target(name: "Fuzzing", path: "Tests/Support/Fuzzing", swiftSettings: strict),
+        // Sockets on the host's loopback, and namespaces to use them in.
+        .target(
+            name: "HostNetwork", dependencies: ["Host"], path: "Tests/Support/HostNetwork", swiftSettings: strict),
         .testTarget(
             name: "CPUTests", dependencies: ["CHost", "CPU", "CTestHost", "Fuzzing", "GuestMemory", "X86"],
             swiftSettings: strict),
@@ -113,7 +116,8 @@ let package = Package(
         .testTarget(
             name: "FileShareTests", dependencies: ["CHost", "FileShare", "Fuzzing", "Host"], swiftSettings: strict),
         .testTarget(name: "DeviceModelTests", dependencies: ["DeviceModel"], swiftSettings: strict),
-        .testTarget(name: "NetTests", dependencies: ["CHost", "Host", "Net"], swiftSettings: strict),
+        .testTarget(
+            name: "NetTests", dependencies: ["CHost", "Host", "HostNetwork", "Net"], swiftSettings: strict),
         .testTarget(
             name: "PlatformTests", dependencies: ["DeviceModel", "Fuzzing", "GuestMemory", "Host", "Platform", "X86"],
             swiftSettings: strict),
@@ -129,7 +133,7 @@ let package = Package(
         .testTarget(
             name: "CommandLineToolTests",
             dependencies: [
-                "CommandLineTool", "Disk", "Net", "SoftKVM", "VMM", "Virtio",
+                "CommandLineTool", "Disk", "HostNetwork", "Net", "SoftKVM", "VMM", "Virtio",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),

@@ -77,6 +77,22 @@ enum NetworkOptions {
         return options
     }
 
+    /// What passed each card's cable and what did not, a line each.
+    static func figures(_ devices: [DeviceConfiguration]) -> [String] {
+        devices.compactMap { device in
+            guard case .network(let port, _) = device else { return nil }
+            let counts = port.statistics
+            let lost: [(UInt64, String)] = [
+                (counts.egress.refused, "refused"), (counts.egress.discardedMulticast, "multicast"),
+                (counts.malformedFrames, "malformed"), (counts.undeliverableFrames, "undeliverable"),
+                (counts.overrunFrames, "without room"), (counts.throttled, "delayed by limits"),
+            ]
+            return "\(port.name): \(counts.sentFrames) frames sent (\(counts.sentBytes) bytes), "
+                + "\(counts.receivedFrames) received (\(counts.receivedBytes) bytes)"
+                + lost.filter { $0.0 > 0 }.map { ", \($0.0) \($0.1)" }.joined()
+        }
+    }
+
     /// Ends the threads of all networks and what they have open.
     static func close(_ devices: [DeviceConfiguration]) {
         for case .network(let port, _) in devices { port.close() }

@@ -54,6 +54,7 @@ struct RunSession {
         }
         terminal?.restore()
         try Self.closeDevices(configuration)
+        if options.verbose { NetworkOptions.figures(configuration.devices).forEach(Message.note) }
         output.finish(session.profile, verbose: options.verbose)
         return EndReport(end: end, trace: session.trace, engineName: engine.name, options: options, isTyping: isTyping)
             .tell()

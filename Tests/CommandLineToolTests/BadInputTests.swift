@@ -26,6 +26,12 @@ struct BadInputTests {
             (["run", "--timeout", "soon"], ["30s"]),
             (["run", "--device", "e1000"], ["isa-debug-exit"]),
             (["run", "--disk", "x,format=vmdk"], ["--disk", "raw"]),
+            (["run", "--net", "bridge"], ["--net", "user, tap, socket, none"]),
+            (["run", "--net", "user,egress=some"], ["192.0.2.0/24:443"]),
+            (["run", "--net", "user,queues=17"], ["queues", "1 to 16"]),
+            (["run", "--publish", "80"], ["--publish", "8080:80"]),
+            (["run", "--net", "none", "--publish", "8080:80"], ["--net user"]),
+            (["run", "--net", "user", "--net", "user", "--capture", "x"], ["capture=FILE"]),
             (["run", "uname"], ["uname", "after --"]),
             (["run", "--nonsense"], ["--nonsense"]),
             (["run", "--initrd", "x", "--", "ls"], ["--initrd"]),
@@ -47,6 +53,10 @@ struct BadInputTests {
             (["--disk", "/nonexistent"], ["disk /nonexistent", "No such file"]),
             (["--disk", "/"], ["Is a directory"]),
             (["--disk", "/dev/null,readonly"], ["/dev/null", "neither a file nor a block device"]),
+            (["--net", "tap,fd=99"], ["descriptor 99", "Bad file descriptor"]),
+            (["--net", "socket,path=/nonexistent/a,peer=/nonexistent/b"], ["/nonexistent/a", "another path"]),
+            (["--capture", "/nonexistent/x"], ["/nonexistent/x", "another file"]),
+            (["--net", "user", "--engine", "lockstep"], ["lockstep", "--net"]),
             (["--initrd", ""], ["--initrd"]),
         ])
     func machines(arguments: [String], words: [String]) async throws {

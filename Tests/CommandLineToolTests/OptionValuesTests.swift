@@ -1,4 +1,5 @@
 internal import Disk
+internal import Net
 internal import Testing
 internal import VMM
 internal import Virtio
@@ -97,5 +98,33 @@ struct OptionValuesTests {
         ])
     func phaseTime(time: Duration, expected: String) {
         #expect(EndReport.text(of: time) == expected)
+    }
+
+    /// (values of --net, of --publish, of --capture; the kinds of cards, how many ports each publishes, their captures)
+    private static let cards: [([String], [String], String?, [String])] = [
+        ([], [], nil, []),
+        ([], ["8080:80"], nil, ["user 1 -"]),
+        ([], [], "file", ["user 0 file"]),
+        ([], ["8080:80", "5353:53/udp"], "file", ["user 2 file"]),
+        (["none"], [], nil, ["none 0 -"]),
+        (["tap,name=a", "user", "user"], ["8080:80"], nil, ["tap 0 -", "user 1 -", "user 0 -"]),
+        (["user,capture=x", "tap,fd=3,capture=y"], [], nil, ["user 0 x", "tap 0 y"]),
+    ]
+
+    @Test("Cards, published ports and captures", arguments: cards)
+    func networks(net: [String], publish: [String], capture: String?, expected: [String]) throws {
+        let cards = try NetworkOptions.cards(
+            try net.map(NetworkOptions.parse), publish: try publish.map(NetworkOptions.parsePort), capture: capture)
+        let found = cards.map { card in
+            let (kind, ports) =
+                switch card.kind {
+                case .user(let user): ("user", user.publishedPorts.count)
+                case .tap: ("tap", 0)
+                case .socket: ("socket", 0)
+                case .none: ("none", 0)
+                }
+            return "\(kind) \(ports) \(card.capturePath ?? "-")"
+        }
+        #expect(found == expected)
     }
 }

@@ -1,5 +1,6 @@
 import Glibc
 import Host
+import HostNetwork
 import Testing
 
 @testable import Net

@@ -1,3 +1,4 @@
+import HostNetwork
 import Testing
 
 @testable import Net
@@ -93,6 +94,86 @@ import Testing
         #expect(header.bytes == [1, 0x81, 0x22, 0x11, 0x44, 0x33, 0x66, 0x55, 0x88, 0x77, 0xAA, 0x99])
         #expect(VirtualNetworkHeader(header.bytes) == header)
         #expect(VirtualNetworkHeader([UInt8](repeating: 0, count: 11)) == nil)
+    }
+}
+
+@Suite struct SegmentCoalescerTests {
+    /// A segment of a stream, as libslirp sends them.
+    private func segment(
+        _ sequence: UInt32, _ payload: [UInt8], flags: UInt8 = TCPFlag.ack, acknowledged: UInt32 = 7,
+        identification: UInt16 = 0
+    ) -> [UInt8] {
+        let body =
+            big(UInt16(80)) + big(UInt16(40_000)) + big(sequence) + big(acknowledged) + [0x50, flags]
+            + big(UInt16.max) + [0, 0, 0, 0] + payload
+        var frame = TestGuest.ipv4(
+            6, from: 0x0A00_0202, to: 0x0A00_020F,
+            TestGuest.withChecksum(body, at: 16, 6, from: 0x0A00_0202, to: 0x0A00_020F))
+        frame.setBigEndian(identification, at: 18)
+        frame.setBigEndian(UInt16(0), at: 24)
+        frame.setBigEndian(onesComplement(Array(frame[14..<34])), at: 24)
+        return frame
+    }
+
+    /// A stream in full segments and a rest, from just below the end of sequence numbers on: joined it is one frame, which
+    /// cut again (by what is compared with Scapy) is what it was.
+    @Test(arguments: [2, 3, 17, 44], [1, 1000, 1460])
+    func joinedAndCutAgain(count: Int, rest: Int) throws {
+        var frames: [[UInt8]] = []
+        for index in 0..<count {
+            let size = index == count - 1 ? rest : 1460
+            let payload = (0..<size).map { UInt8(truncatingIfNeeded: $0 &* 13 &+ index) }
+            frames.append(
+                segment(
+                    4_294_967_000 &+ UInt32(index * 1460), payload,
+                    flags: index == count - 1 ? TCPFlag.ack | TCPFlag.psh : TCPFlag.ack,
+                    identification: UInt16(truncatingIfNeeded: 65_530 + index)))
+        }
+        var joined = SegmentCoalescer(frames[0], header: VirtualNetworkHeader())
+        for frame in frames.dropFirst() {
+            let isJoined = joined.append(frame)
+            #expect(isJoined)
+        }
+        joined.finish()
+        #expect(joined.header.segmentation == VirtualNetworkHeader.Segmentation.tcp4)
+        #expect(try SoftwareOffload.frames(of: joined.frame, joined.header) == frames)
+        // As a guest that does not cut completes it, and what libslirp would be given.
+        var completed = joined.frame
+        try SoftwareOffload.completeChecksum(of: &completed, start: 34, offset: 16)
+        #expect(SoftwareOffload.whole(joined.frame, joined.header) == completed)
+    }
+
+    @Test func whatDoesNotFollowIsNotJoined() {
+        let full = [UInt8](repeating: 1, count: 100)
+        let first = segment(1000, full)
+        var strangers = [
+            segment(1100, full, flags: TCPFlag.ack | TCPFlag.fin), segment(1099, full), segment(1200, full),
+            segment(1100, []), segment(1100, full + [1]), segment(1100, full, acknowledged: 8), Array(first.prefix(54)),
+            Array(first.prefix(20)), segment(1100, full) + [0],
+        ]
+        // One byte of its headers is another one: all but lengths, checksums and identification count.
+        for offset in 0..<54 where ![16, 17, 18, 19, 24, 25, 50, 51].contains(offset) {
+            var other = segment(1100, full)
+            other[offset] ^= 0x20
+            strangers.append(other)
+        }
+        for (index, stranger) in strangers.enumerated() {
+            var segment = SegmentCoalescer(first, header: VirtualNetworkHeader())
+            let isJoined = segment.append(stranger)
+            #expect(!isJoined, "\(index)")
+            segment.finish()
+            #expect(segment.frame == first && segment.header == VirtualNetworkHeader())
+        }
+        // A short one and one with PSH are the last of theirs, and 64 KiB are the end.
+        for last in [segment(1100, Array(full.dropLast())), segment(1100, full, flags: TCPFlag.ack | TCPFlag.psh)] {
+            var joined = SegmentCoalescer(first, header: VirtualNetworkHeader())
+            let outcomes = [joined.append(last), joined.append(segment(1200, full))]
+            #expect(outcomes == [true, false])
+        }
+        var large = SegmentCoalescer(segment(0, [UInt8](repeating: 0, count: 1460)), header: VirtualNetworkHeader())
+        var count = 1
+        while large.append(segment(UInt32(count * 1460), [UInt8](repeating: 0, count: 1460))) { count += 1 }
+        #expect(count == 44)
     }
 }
 

@@ -1,6 +1,7 @@
 import CHost
 import Glibc
 import Host
+import HostNetwork
 import Testing
 
 @testable import Net

@@ -6,15 +6,24 @@ struct InternetChecksum {
 
     /// Adds bytes that begin at an even place of what is summed; an odd last one is padded with zero.
     mutating func add(_ bytes: ArraySlice<UInt8>) {
-        // Whole words through the span: a frame is summed for every segment of it.
         let span = bytes.span
         var index = 0
-        let even = span.count & ~1
-        while index < even {
+        // Eight bytes at once, in the host's order: swapped bytes have the swapped sum (RFC 1071 §2 (B)).
+        var swapped: UInt64 = 0
+        let raw = unsafe span.bytes
+        while index + 8 <= span.count {
+            // SAFETY: the condition says that eight bytes are there.
+            let word = unsafe raw.unsafeLoadUnaligned(fromUncheckedByteOffset: index, as: UInt64.self)
+            swapped &+= (word & 0xFFFF_FFFF) &+ (word >> 32)
+            index += 8
+        }
+        while swapped > 0xFFFF { swapped = (swapped & 0xFFFF) &+ (swapped >> 16) }
+        sum &+= UInt64(UInt16(truncatingIfNeeded: swapped).bigEndian)
+        while index + 2 <= span.count {
             sum &+= UInt64(span[index]) << 8 | UInt64(span[index + 1])
             index += 2
         }
-        if even < span.count { sum &+= UInt64(span[even]) << 8 }
+        if index < span.count { sum &+= UInt64(span[index]) << 8 }
     }
 
     mutating func add(_ word: UInt16) { sum &+= UInt64(word) }

@@ -36,6 +36,18 @@ enum SoftwareOffload {
         }
     }
 
+    /// The frame uncut, with the checksums of one, for a receiver that takes packets of any size; nil: it is no TCP segment.
+    static func whole(_ frame: [UInt8], _ header: VirtualNetworkHeader) -> [UInt8]? {
+        let kind = header.segmentation & ~VirtualNetworkHeader.Segmentation.ecn
+        guard kind == VirtualNetworkHeader.Segmentation.tcp4 || kind == VirtualNetworkHeader.Segmentation.tcp6,
+            header.segmentSize > 0, case .packet(let packet) = ParsedFrame(frame), !packet.isFragment,
+            packet.isIPv4 == (kind == VirtualNetworkHeader.Segmentation.tcp4), packet.tcpHeaderSize(frame) != nil
+        else { return nil }
+        var whole = frame.count == packet.end ? frame : Array(frame[..<packet.end])
+        finish(&whole, packet, index: 0, offset: 0, isLast: true)
+        return whole
+    }
+
     /// Adds everything from `start` on to the checksum at `start + offset`, which holds the pseudo header's sum.
     static func completeChecksum(of frame: inout [UInt8], start: Int, offset: Int) throws(OffloadError) {
         guard start >= ParsedFrame.ethernetHeaderSize, start + offset + 2 <= frame.count else {

@@ -15,6 +15,8 @@ final class UserTransport: Transport, @unchecked Sendable {
     private struct Queue {
         var frames: [(header: VirtualNetworkHeader, bytes: [UInt8])] = []
         var receiveHeader = VirtualNetworkHeader()
+        /// The guest takes large segments.
+        var joinsSegments = false
     }
 
     let name: String
@@ -52,6 +54,9 @@ final class UserTransport: Transport, @unchecked Sendable {
 
         var next: (bytes: [UInt8], isFromStack: Bool)? { first < frames.count ? frames[first] : nil }
 
+        /// The frame `index` behind the next one.
+        func frame(_ index: Int) -> [UInt8]? { index < count ? frames[first + index].bytes : nil }
+
         func removeFirst() {
             first += 1
             if first == frames.count {
@@ -70,17 +75,19 @@ final class UserTransport: Transport, @unchecked Sendable {
         // libslirp computes all checksums: who agreed to it need not check them.
         queue.withLock {
             $0.receiveHeader.flags = offloads.contains(.checksum) ? VirtualNetworkHeader.Flag.dataValid : 0
+            $0.joinsSegments = offloads.isSuperset(of: [.checksum, .tcp4])
         }
     }
 
     func send(_ header: VirtualNetworkHeader, _ pieces: FramePieces) -> TransportOutcome {
-        let isTaken = queue.withLock { queue in
-            guard queue.frames.count < UserTransport.queueLimit else { return false }
+        let (isTaken, isFirst) = queue.withLock { queue in
+            guard queue.frames.count < UserTransport.queueLimit else { return (false, false) }
             queue.frames.append((header, pieces.gathered()))
-            return true
+            return (true, queue.frames.count == 1)
         }
         guard isTaken else { return .full }
-        hasFrames.signal()
+        // All that are there are taken at once.
+        if isFirst { hasFrames.signal() }
         return .sent
     }
 
@@ -109,6 +116,8 @@ final class UserTransport: Transport, @unchecked Sendable {
 
     private func process(_ header: VirtualNetworkHeader, _ bytes: [UInt8]) {
         guard header.asksForWork else { return examine(bytes) }
+        // libslirp takes a packet of any size: cut, it would be a system call for each piece.
+        if let whole = SoftwareOffload.whole(bytes, header) { return examine(whole) }
         do {
             for frame in try SoftwareOffload.frames(of: bytes, header) { examine(frame) }
         } catch { malformed &+= 1 }
@@ -125,12 +134,21 @@ final class UserTransport: Transport, @unchecked Sendable {
 
     private func drain(into sink: ReceiveSink) {
         guard output.count > 0, sink.isOpen else { return }
-        let header = queue.withLock { $0.receiveHeader }
+        let (header, joinsSegments) = queue.withLock { ($0.receiveHeader, $0.joinsSegments) }
         while let frame = output.next {
             // Only libslirp has connections from outside; an answer of the filter opens nothing.
             if frame.isFromStack { filter.noteInbound(frame.bytes) }
-            guard unsafe sink.deliver(header, frame.bytes.span.bytes) else { return }
-            output.removeFirst()
+            guard joinsSegments else {
+                guard unsafe sink.deliver(header, frame.bytes.span.bytes) else { return }
+                output.removeFirst()
+                continue
+            }
+            var segment = SegmentCoalescer(frame.bytes, header: header)
+            var count = 1
+            while let next = output.frame(count), segment.append(next) { count += 1 }
+            segment.finish()
+            guard unsafe sink.deliver(segment.header, segment.frame.span.bytes) else { return }
+            for _ in 0..<count { output.removeFirst() }
         }
     }
 

@@ -1,10 +1,10 @@
-import Glibc
-import Host
-import Synchronization
+internal import Glibc
+internal import Host
+internal import Synchronization
 
 /// Runs `body` on a thread in a network namespace of its own, empty but for a loopback: what it opens there stays
 /// usable. Nil where that is not permitted.
-func inNewNetwork<Result: Sendable>(_ body: @escaping @Sendable () throws -> Result) throws -> Result? {
+public func inNewNetwork<Result: Sendable>(_ body: @escaping @Sendable () throws -> Result) throws -> Result? {
     let outcome = Mutex<Swift.Result<Result, any Error>?>(nil)
     try withoutActuallyEscaping({ @Sendable () -> Void in
         guard unshareNetwork() else { return }
@@ -25,14 +25,14 @@ private func unshareNetwork() -> Bool {
     return unsafeBitCast(symbol, to: (@convention(c) (Int32) -> Int32).self)(newNetwork) == 0
 }
 
-let canMakeNetworks = ((try? inNewNetwork { true }) ?? nil) != nil && exists("/dev/net/tun") && has("ip")
+public let canMakeNetworks = ((try? inNewNetwork { true }) ?? nil) != nil && exists("/dev/net/tun") && has("ip")
 
-func exists(_ path: String) -> Bool { access(path, F_OK) == 0 }
+public func exists(_ path: String) -> Bool { access(path, F_OK) == 0 }
 
-func has(_ command: String) -> Bool { shell("command -v \(command)").status == 0 }
+public func has(_ command: String) -> Bool { shell("command -v \(command)").status == 0 }
 
 /// What a command printed, and how it ended.
-func shell(_ command: String) -> (output: String, status: Int32) {
+public func shell(_ command: String) -> (output: String, status: Int32) {
     guard let pipe = popen("{ \(command)\n} 2>&1", "r") else { return ("", -1) }
     var bytes: [UInt8] = []
     var chunk = [UInt8](repeating: 0, count: 65_536)
@@ -41,6 +41,6 @@ func shell(_ command: String) -> (output: String, status: Int32) {
 }
 
 /// A path of our own.
-func temporaryPath(_ name: String) -> String {
+public func temporaryPath(_ name: String) -> String {
     "/tmp/martlet-net-test-\(getpid())-\(HostClock.monotonicNanoseconds)-\(name)"
 }

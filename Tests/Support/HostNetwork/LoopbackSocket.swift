@@ -1,5 +1,5 @@
-import Glibc
-import Host
+internal import Glibc
+internal import Host
 
 /// Runs `body` with an address, by default 127.0.0.1, and a port as the C library wants them.
 private func withLoopback<Result>(
@@ -17,12 +17,12 @@ private func withLoopback<Result>(
 }
 
 /// A socket on the host's loopback, with time-outs so that no test hangs.
-final class LoopbackSocket: Sendable {
-    let descriptor: Int32
-    let port: UInt16
+public final class LoopbackSocket: Sendable {
+    public let descriptor: Int32
+    public let port: UInt16
 
     /// Bound to a free port.
-    init(isUDP: Bool, isListening: Bool = true, address host: UInt32 = 0x7F00_0001) {
+    public init(isUDP: Bool, isListening: Bool = true, address host: UInt32 = 0x7F00_0001) {
         let descriptor = socket(AF_INET, Int32(isUDP ? SOCK_DGRAM.rawValue : SOCK_STREAM.rawValue), 0)
         self.descriptor = descriptor
         precondition(withLoopback(host, port: 0) { bind(descriptor, $0, $1) } == 0)
@@ -36,12 +36,12 @@ final class LoopbackSocket: Sendable {
         setTimeouts(descriptor)
     }
 
-    /// Connected to a port of the loopback.
-    init?(isUDP: Bool, connectedTo port: UInt16) {
+    /// Connected to a port, of the loopback unless another address is named.
+    public init?(isUDP: Bool, connectedTo port: UInt16, address host: UInt32 = 0x7F00_0001) {
         descriptor = socket(AF_INET, Int32(isUDP ? SOCK_DGRAM.rawValue : SOCK_STREAM.rawValue), 0)
         self.port = port
         setTimeouts(descriptor)
-        guard withLoopback(port: port, { connect(descriptor, $0, $1) }) == 0 else { return nil }
+        guard withLoopback(host, port: port, { connect(descriptor, $0, $1) }) == 0 else { return nil }
     }
 
     private init(accepted descriptor: Int32) {
@@ -50,21 +50,45 @@ final class LoopbackSocket: Sendable {
         setTimeouts(descriptor)
     }
 
-    func acceptOne() -> LoopbackSocket? {
+    public func acceptOne() -> LoopbackSocket? {
         let result = accept(descriptor, nil, nil)
         return result < 0 ? nil : LoopbackSocket(accepted: result)
     }
 
-    func write(_ bytes: [UInt8]) { _ = send(descriptor, bytes, bytes.count, Int32(MSG_NOSIGNAL)) }
+    public func write(_ bytes: [UInt8]) { _ = send(descriptor, bytes, bytes.count, Int32(MSG_NOSIGNAL)) }
 
-    func read(upTo count: Int) -> [UInt8] {
+    /// Writes all of it, as the peer takes it; false where it goes away.
+    public func writeAll(_ bytes: [UInt8]) -> Bool {
+        var done = 0
+        while done < bytes.count {
+            let result = bytes.withUnsafeBytes { all in
+                let rest = UnsafeRawBufferPointer(rebasing: all[done...])
+                return send(descriptor, rest.baseAddress, rest.count, Int32(MSG_NOSIGNAL))
+            }
+            guard result > 0 else { return false }
+            done += result
+        }
+        return true
+    }
+
+    /// The peer sees the end; it may go on sending.
+    public func finishWriting() { shutdown(descriptor, Int32(SHUT_WR)) }
+
+    /// Everything until the peer ends, or says nothing for ten seconds.
+    public func readAll() -> [UInt8] {
+        var bytes: [UInt8] = []
+        while case let part = read(upTo: 1 << 16), !part.isEmpty { bytes += part }
+        return bytes
+    }
+
+    public func read(upTo count: Int) -> [UInt8] {
         var bytes = [UInt8](repeating: 0, count: count)
         let result = recv(descriptor, &bytes, count, 0)
         return Array(bytes.prefix(max(result, 0)))
     }
 
     /// Receives one datagram and sends it back with one more byte.
-    func echoDatagram() {
+    public func echoDatagram() {
         var bytes = [UInt8](repeating: 0, count: 65_536)
         var address = sockaddr_in()
         var size = socklen_t(MemoryLayout<sockaddr_in>.size)
@@ -88,4 +112,4 @@ private func setTimeouts(_ descriptor: Int32) {
 }
 
 /// A port that was free a moment ago.
-func freePort(isUDP: Bool) -> UInt16 { LoopbackSocket(isUDP: isUDP, isListening: false).port }
+public func freePort(isUDP: Bool) -> UInt16 { LoopbackSocket(isUDP: isUDP, isListening: false).port }
