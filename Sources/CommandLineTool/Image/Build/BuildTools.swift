@@ -59,8 +59,8 @@ struct BuildTools {
 
     /// The environment of the programs: what makes them speak plainly, and nothing of the caller's shell but where to go.
     func environment(_ more: [String]) -> [String] {
-        let kept = ["HOME", "TMPDIR", "USER", "LOGNAME", "http_proxy", "https_proxy", "no_proxy", "APT_CONFIG"]
+        let kept = ["TMPDIR", "USER", "LOGNAME", "http_proxy", "https_proxy", "no_proxy", "APT_CONFIG"]
         let values = kept.compactMap { name in environmentVariable(name).map { "\(name)=\($0)" } }
-        return values + ["PATH=\(searchPath)", "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive"] + more
+        return values + ["PATH=\(searchPath)", "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive", "HOME=/nonexistent"] + more
     }
 }

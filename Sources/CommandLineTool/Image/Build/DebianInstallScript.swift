@@ -47,6 +47,8 @@ enum DebianInstallScript {
         [Service]
         Type=oneshot
         RemainAfterExit=yes
+        # A first start's login does not wait for prime numbers.
+        CPUSchedulingPolicy=idle
         ExecStart=/usr/bin/ssh-keygen -A
 
         [Install]
