@@ -26,7 +26,7 @@ struct BadInputTests {
             (["run", "--timeout", "soon"], ["30s"]),
             (["run", "--device", "e1000"], ["isa-debug-exit"]),
             (["run", "--disk", "x,format=vmdk"], ["--disk", "raw"]),
-            (["run", "uname"], ["uname", "after --"]),
+            (["run", "a.qcow2", "uname"], ["uname", "after --"]),
             (["run", "--nonsense"], ["--nonsense"]),
             (["run", "--initrd", "x", "--", "ls"], ["--initrd"]),
             (["fly"], ["fly"]),
@@ -48,6 +48,7 @@ struct BadInputTests {
             (["--disk", "/"], ["Is a directory"]),
             (["--disk", "/dev/null,readonly"], ["/dev/null", "Invalid argument"]),
             (["--initrd", ""], ["--initrd"]),
+            (["--snapshot", "--disk", "/nonexistent"], ["disk /nonexistent", "No such file"]),
         ])
     func machines(arguments: [String], words: [String]) async throws {
         let result = try await Martlet.run(["run", "--accel", "soft"] + arguments)

@@ -89,7 +89,8 @@ struct BuildOutput {
 
     /// How the tools' errors begin.
     private static let beginnings = [
-        "E: ", "dpkg: error", "mkfs.ext4: ", "sfdisk: ", "mount: ", "unshare: ", "cp: ", "cat: ", "chroot: ", "useradd: ",
+        "E: ", "dpkg: error", "mkfs.ext4: ", "sfdisk: ", "mount: ", "unshare: ", "cp: ", "cat: ", "chroot: ",
+        "useradd: ",
         "chpasswd: ", "sh: ", "/bin/sh: ", "__populate_fs: ", "Failed to ",
     ]
 
