@@ -130,6 +130,8 @@ let package = Package(
         .testTarget(
             name: "VMMTests", dependencies: ["CHost", "DeviceModel", "Hypervisor", "Platform", "VMM", "X86"],
             swiftSettings: strict),
+        // Whole guests with the release binary, and the host's own tools as judges.
+        .testTarget(name: "RealGuestTests", swiftSettings: strict),
         .testTarget(
             name: "CommandLineToolTests",
             dependencies: [

@@ -32,7 +32,7 @@ struct BadInputTests {
             (["run", "--publish", "80"], ["--publish", "8080:80"]),
             (["run", "--net", "none", "--publish", "8080:80"], ["--net user"]),
             (["run", "--net", "user", "--net", "user", "--capture", "x"], ["capture=FILE"]),
-            (["run", "uname"], ["uname", "after --"]),
+            (["run", "a.qcow2", "uname"], ["uname", "after --"]),
             (["run", "--nonsense"], ["--nonsense"]),
             (["run", "--initrd", "x", "--", "ls"], ["--initrd"]),
             (["fly"], ["fly"]),
@@ -58,6 +58,7 @@ struct BadInputTests {
             (["--capture", "/nonexistent/x"], ["/nonexistent/x", "another file"]),
             (["--net", "user", "--engine", "lockstep"], ["lockstep", "--net"]),
             (["--initrd", ""], ["--initrd"]),
+            (["--snapshot", "--disk", "/nonexistent"], ["disk /nonexistent", "No such file"]),
         ])
     func machines(arguments: [String], words: [String]) async throws {
         let result = try await Martlet.run(["run", "--accel", "soft"] + arguments)

@@ -23,6 +23,8 @@ struct BuildOutput {
     private(set) var phase = Phase.start
     private(set) var kernelRelease: String?
     private(set) var lines: [String] = []
+    /// Which of them is the first of the phase.
+    private var phaseStart = 0
     private var rest: [UInt8] = []
     private static let keptLines = 400
     private static let longestLine = 4096
@@ -46,11 +48,17 @@ struct BuildOutput {
             kernelRelease = String(line.dropFirst("martlet-kernel ".count))
             return
         }
-        if let next = Self.phase(line) { phase = next }
+        if let next = Self.phase(line), next != phase {
+            phase = next
+            phaseStart = lines.count
+        }
         if line.hasPrefix("martlet-phase ") { return }
         whole(line)
         lines.append(line)
-        if lines.count > Self.keptLines { lines.removeFirst(Self.keptLines / 2) }
+        if lines.count > Self.keptLines {
+            lines.removeFirst(Self.keptLines / 2)
+            phaseStart = max(0, phaseStart - Self.keptLines / 2)
+        }
     }
 
     /// mmdebstrap's and debootstrap's own words.
@@ -71,14 +79,20 @@ struct BuildOutput {
         // The full disk first: what else goes wrong follows from it.
         let causes = ["No space left on device", "Disk quota exceeded"]
         if let line = lines.first(where: { line in causes.contains { line.contains($0) } }) { return line }
-        let errors = lines.filter { line in
-            line.hasPrefix("E: ") || line.hasPrefix("dpkg: error") || line.hasPrefix("mkfs.ext4: ")
-                || line.hasPrefix("sfdisk: ") || line.contains("Permission denied")
+        let errors = lines[phaseStart...].filter { line in
+            Self.beginnings.contains { line.hasPrefix($0) }
         }
         // mmdebstrap's last words only say that it failed.
-        let useful = errors.first { !$0.contains("mmdebstrap failed") && !$0.contains("setup failed") }
+        let useful = errors.first { line in !["mmdebstrap failed", "setup failed"].contains { line.contains($0) } }
         return useful ?? errors.first ?? lines.last ?? "no message"
     }
+
+    /// How the tools' errors begin.
+    private static let beginnings = [
+        "E: ", "dpkg: error", "mkfs.ext4: ", "sfdisk: ", "mount: ", "unshare: ", "cp: ", "cat: ", "chroot: ",
+        "useradd: ",
+        "chpasswd: ", "sh: ", "/bin/sh: ", "__populate_fs: ", "Failed to ",
+    ]
 
     var isDiskFull: Bool {
         lines.contains { $0.contains("No space left on device") || $0.contains("Disk quota exceeded") }

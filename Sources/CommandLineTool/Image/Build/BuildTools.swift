@@ -18,8 +18,12 @@ struct BuildTools {
     /// - Parameters:
     ///   - searchPath: PATH.
     ///   - isRoot: whether root runs it.
-    init(searchPath: String = environmentVariable("PATH") ?? "", isRoot: Bool = geteuid() == 0) throws(DiskError) {
-        let searchPath = (searchPath.isEmpty ? "" : searchPath + ":") + "/usr/sbin:/usr/bin:/sbin:/bin"
+    ///   - systemPath: where else programs are.
+    init(
+        searchPath: String = environmentVariable("PATH") ?? "", isRoot: Bool = geteuid() == 0,
+        systemPath: String = "/usr/sbin:/usr/bin:/sbin:/bin"
+    ) throws(DiskError) {
+        let searchPath = [searchPath, systemPath].filter { !$0.isEmpty }.joined(separator: ":")
         func find(_ name: String) -> String? { HostPath.findProgram(name, in: searchPath) }
         var missing: [String] = []
         let mmdebstrap = find("mmdebstrap")
@@ -59,8 +63,9 @@ struct BuildTools {
 
     /// The environment of the programs: what makes them speak plainly, and nothing of the caller's shell but where to go.
     func environment(_ more: [String]) -> [String] {
-        let kept = ["HOME", "TMPDIR", "USER", "LOGNAME", "http_proxy", "https_proxy", "no_proxy", "APT_CONFIG"]
+        let kept = ["TMPDIR", "USER", "LOGNAME", "http_proxy", "https_proxy", "no_proxy", "APT_CONFIG"]
         let values = kept.compactMap { name in environmentVariable(name).map { "\(name)=\($0)" } }
-        return values + ["PATH=\(searchPath)", "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive"] + more
+        return values + ["PATH=\(searchPath)", "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive", "HOME=/nonexistent"]
+            + more
     }
 }

@@ -87,7 +87,7 @@ struct DebianBuild {
                 arguments: [
                     "--mode=\(tools.isRoot ? "root" : "unshare")", "--variant=minbase", "--format=null",
                     // The tree is thrown away: what a power cut would do to it is no matter.
-                    "--dpkgopt=force-unsafe-io", "--include=\(packages)",
+                    "--dpkgopt=force-unsafe-io", "--skip=cleanup/apt", "--include=\(packages)",
                     "--customize-hook=\(DebianInstallScript.text)",
                 ] + aptOptions + [options.suite, "/dev/null"] + sources,
                 environment: tools.environment(recipe.environment))

@@ -47,6 +47,8 @@ enum DebianInstallScript {
         [Service]
         Type=oneshot
         RemainAfterExit=yes
+        # A first start's login does not wait for prime numbers.
+        CPUSchedulingPolicy=idle
         ExecStart=/usr/bin/ssh-keygen -A
 
         [Install]
@@ -90,8 +92,8 @@ enum DebianInstallScript {
         # What has to be new in each machine, and what only the build needed.
         : >"$tree/etc/machine-id"
         rm -f "$tree/var/lib/dbus/machine-id" "$tree/var/lib/systemd/random-seed"
-        rm -rf "$tree"/var/lib/apt/lists/* "$tree"/var/cache/apt/*.bin "$tree"/var/cache/apt/archives/*.deb \
-            "$tree"/var/log/apt/* "$tree"/var/log/*.log "$tree"/tmp/* "$tree"/run/* "$tree/.martlet"
+        find "$tree/var/lib/apt/lists" "$tree/var/cache/apt" "$tree/var/log/apt" -type f -delete
+        rm -f "$tree"/var/log/*.log
 
         kernel=
         for file in "$tree"/boot/vmlinuz-*; do
@@ -110,8 +112,15 @@ enum DebianInstallScript {
         printf 'label: gpt\nlabel-id: %s\nstart=%s, size=%s, type=4f68bce3-e8cd-4db1-96e7-fbcaf984b709, name=root\n' \
             "$MARTLET_DISK_UUID" "$MARTLET_ROOT_SECTOR" "$MARTLET_ROOT_SECTORS" |
             sfdisk --quiet --no-reread --no-tell-kernel --lock=no "$work/disk"
-        # What is mounted in the tree (/proc, /sys) is not part of it: a view without that.
-        unshare --mount sh -euc 'mount --bind "$1" "$1"; tree=$1; shift; exec mkfs.ext4 -d "$tree" "$@"' sh "$tree" \
+        # A view of the tree without what is mounted there (/proc, /sys), and with nothing in /tmp and /run: mmdebstrap
+        # still needs its own files there, without which its apt would turn to this machine's lists.
+        unshare --mount sh -euc '
+            mount --bind "$1" "$1"
+            mount -t tmpfs -o mode=1777 none "$1/tmp"
+            mount -t tmpfs -o mode=755 none "$1/run"
+            tree=$1
+            shift
+            exec mkfs.ext4 -d "$tree" "$@"' sh "$tree" \
             -q -F -L root -U "$MARTLET_ROOT_UUID" \
             -E "offset=$((MARTLET_ROOT_SECTOR * 512)),nodiscard,lazy_itable_init=0,lazy_journal_init=0" \
             "$work/disk" "$((MARTLET_ROOT_SECTORS / 2))k"

@@ -15,7 +15,8 @@ struct DebianRecipe {
     /// The end of the disk, where the second copy of the partition table is (UEFI 2.10 §5.3).
     static let tail: UInt64 = 1 << 20
 
-    var kernelOptions: String { "root=UUID=\(rootIdentifier) ro console=ttyS0" }
+    /// `quiet`, as Debian's own boot loader says: the serial console is for logging in.
+    var kernelOptions: String { "root=UUID=\(rootIdentifier) ro quiet console=ttyS0" }
 
     var logsInByItself: Bool {
         options.autologin || (options.sshKey == nil && options.passwordFile == nil && options.cloudInit == nil)

@@ -1,0 +1,65 @@
+internal import Foundation
+
+/// What these tests work with: the release binary, the guests in the cache, and the host's tools.
+enum RealGuest {
+    private static let environment = ProcessInfo.processInfo.environment
+    private static let root = URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+        .deletingLastPathComponent()
+
+    static let martlet = environment["MARTLET_BINARY"] ?? root.appending(path: ".build/release/martlet").path
+
+    private static let cache =
+        (environment["XDG_CACHE_HOME"].flatMap { $0.isEmpty ? nil : $0 } ?? "\(environment["HOME"] ?? "")/.cache")
+        + "/martlet"
+
+    /// scripts/debian-image builds it.
+    static let debian = cache + "/debian/debian.qcow2"
+    static let password = "martlet"
+
+    private static let isBuilt = FileManager.default.isExecutableFile(atPath: martlet)
+    static let hasDebian = isBuilt && FileManager.default.isReadableFile(atPath: debian + ".json")
+    static let hasDefaultGuest = isBuilt && FileManager.default.isReadableFile(atPath: cache + "/guest/vmlinuz")
+    static let hasTools = ["qemu-img", "e2fsck", "mkfs.ext4", "debugfs"].allSatisfy { tool($0) != nil }
+
+    /// The whole of what CI has only a part of.
+    static let isLong = environment["MARTLET_TEST_LONG"] != nil
+
+    static func tool(_ name: String) -> String? {
+        let directories = (environment["PATH"] ?? "").split(separator: ":").map(String.init) + ["/usr/sbin", "/sbin"]
+        return directories.map { "\($0)/\(name)" }.first { FileManager.default.isExecutableFile(atPath: $0) }
+    }
+
+    struct Output {
+        var status: Int32
+        var text: String
+    }
+
+    /// Runs a program of the host to its end: its status, its output and its errors.
+    static func run(_ name: String, _ arguments: String...) throws -> Output {
+        let process = Process()
+        let pipe = Pipe()
+        process.executableURL = URL(filePath: name.contains("/") ? name : tool(name) ?? "/nonexistent/\(name)")
+        process.arguments = arguments
+        process.standardInput = FileHandle.nullDevice
+        process.standardOutput = pipe
+        process.standardError = pipe
+        try process.run()
+        let data = try pipe.fileHandleForReading.readToEnd() ?? Data()
+        process.waitUntilExit()
+        return Output(status: process.terminationStatus, text: String(decoding: data, as: UTF8.self))
+    }
+}
+
+/// A directory that goes with its owner.
+final class Scratch {
+    let directory: URL
+
+    init() throws {
+        directory = FileManager.default.temporaryDirectory.appending(path: "martlet-real-\(UUID().uuidString)")
+        try FileManager.default.createDirectory(at: directory, withIntermediateDirectories: true)
+    }
+
+    func path(_ name: String) -> String { directory.appending(path: name).path }
+
+    deinit { try? FileManager.default.removeItem(at: directory) }
+}
