@@ -127,4 +127,36 @@ struct OptionValuesTests {
         }
         #expect(found == expected)
     }
+
+    @Test(
+        "Shared folders",
+        arguments: [
+            ("/srv:data", ShareOption(path: "/srv", tag: "data")),
+            ("/srv:data:ro", ShareOption(path: "/srv", tag: "data", isReadOnly: true)),
+            ("/a:b:c", ShareOption(path: "/a:b", tag: "c")),
+            ("/a:ro:c:ro", ShareOption(path: "/a:ro", tag: "c", isReadOnly: true)),
+            ("a:x-1_2.Z", ShareOption(path: "a", tag: "x-1_2.Z")),
+        ])
+    func share(text: String, expected: ShareOption) throws {
+        #expect(try ShareOption.parse(text) == expected)
+    }
+
+    @Test(
+        "Shared folders that are none",
+        arguments: [
+            "", "/srv", ":data", "/srv:", "/srv:ro", "/srv::ro", "/srv:a b", "/srv:a/b", "/srv:..", "/srv:-x", "/srv:ä",
+            "/srv:" + String(repeating: "x", count: 37),
+        ])
+    func badShare(text: String) {
+        #expect(throws: (any Error).self) { try ShareOption.parse(text) }
+    }
+
+    @Test("Sockets")
+    func socket() throws {
+        #expect(try SocketOption.parse("3,/run/s") == SocketOption(guestCID: 3, path: "/run/s"))
+        #expect(try SocketOption.parse("4294967294,a,b") == SocketOption(guestCID: 4_294_967_294, path: "a,b"))
+        for text in ["", "3", "3,", "2,/s", "0,/s", "4294967295,/s", "x,/s", "-1,/s", ",/s"] {
+            #expect(throws: (any Error).self) { try SocketOption.parse(text) }
+        }
+    }
 }
