@@ -89,13 +89,15 @@ struct ConfigurationTests {
             ("memory: 1G\n---\nmemory: 2G", 2, ["second document"]),
         ] as [(String, Int, [String])])
     func mistakes(text: String, line: Int, words: [String]) throws {
-        do {
-            _ = try ConfigurationFile(Array(text.utf8), path: "m.yaml")
-            Issue.record("it was taken")
-        } catch ConfigurationFileError.wrong(let message) {
-            #expect(message.hasPrefix("m.yaml:\(line): "), "\(message)")
-            for word in words { #expect(message.contains(word), "\(message)") }
+        let error = #expect(throws: ConfigurationFileError.self) {
+            try ConfigurationFile(Array(text.utf8), path: "m.yaml")
         }
+        guard case .wrong(let message)? = error else {
+            Issue.record("\(String(describing: error))")
+            return
+        }
+        #expect(message.hasPrefix("m.yaml:\(line): "), "\(message)")
+        for word in words { #expect(message.contains(word), "\(message)") }
     }
 
     @Test(

@@ -89,10 +89,11 @@ struct ImageBuildTests {
     @Test("What tools print becomes phases and a cause")
     func output() {
         var output = BuildOutput()
-        #expect(!output.take(Array("I: chroot architecture amd64\nI: running apt-get up".utf8)))
-        #expect(output.take(Array("date...\n".utf8)))
-        #expect(output.phase == .lists)
-        #expect(output.take(Array("I: installing remaining packages inside the chroot...\n".utf8)))
+        let changes = [
+            "I: chroot architecture amd64\nI: running apt-get up", "date...\n",
+            "I: installing remaining packages inside the chroot...\n",
+        ].map { output.take(Array($0.utf8)) }
+        #expect(changes == [false, true, true])
         _ = output.take(Array("dpkg: warning: Permission denied\nE: Unable to locate package x\n".utf8))
         _ = output.take(
             Array("martlet-kernel 6.1.0-1-amd64\nE: setup failed: E: apt\nE: mmdebstrap failed to run\n".utf8))
