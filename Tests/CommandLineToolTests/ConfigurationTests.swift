@@ -85,7 +85,7 @@ struct ConfigurationTests {
             ("a: &x 1\nb: *x", 1, ["aliases"]),
             ("a: !!int 3", 1, ["tag"]),
             ("memory: {a: 1", 2, [",", "}"]),
-            ("a: 1\n---\nb: 2", 1, ["'a'"]),
+            ("a: 1\n---\nb: 2", 2, ["second document"]),
             ("memory: 1G\n---\nmemory: 2G", 2, ["second document"]),
         ] as [(String, Int, [String])])
     func mistakes(text: String, line: Int, words: [String]) throws {
