@@ -66,6 +66,14 @@ long host_duplicate(int fd) { return result_or_errno(fcntl(fd, F_DUPFD_CLOEXEC, 
 
 long host_eventfd(void) { return result_or_errno(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)); }
 
+void host_copy_used_pages(void *target, const void *source, size_t count) {
+    static const unsigned char zeroes[4096];
+    for (size_t offset = 0; offset < count; offset += sizeof zeroes) {
+        const char *page = (const char *)source + offset;
+        if (memcmp(page, zeroes, sizeof zeroes) != 0) memcpy((char *)target + offset, page, sizeof zeroes);
+    }
+}
+
 long host_release_pages(void *start, size_t count) { return result_or_errno(madvise(start, count, MADV_DONTNEED)); }
 
 long host_poll(struct pollfd *set, size_t count, int64_t timeout_ns) {

@@ -8,31 +8,65 @@ internal import X86
 
 /// One power-on of a machine, from its memory to its end.
 final class Machine {
-    private let virtualMachine: any VirtualMachine
+    let virtualMachine: any VirtualMachine
     /// Keeps the host memory behind the slots as long as the VM.
-    private let memory: GuestMemory
-    private let board: Board
-    private let pci: PCIBoard
-    private let boot: BootState
+    let memory: GuestMemory
+    let board: Board
+    let pci: PCIBoard
+    let clock = MachineClock()
+    let commandLine: String
+    /// The boot protocol that the kernel is started by.
+    let bootProtocol: String
+    let entryPoint: UInt64
+    private let processorStart: ProcessorStart
     private let cpuid: [kvm_cpuid_entry2]
     private let events: MachineEvents
-    private var thread: VirtualCPUThread?
+    private(set) var thread: VirtualCPUThread?
+    /// Set while the machine stands still.
+    var pause: MachinePause?
+
+    /// What a machine is built from, beside its configuration.
+    private enum Origin {
+        case boot(BootPlan, commandLine: String)
+        case saved(MachineSavedState)
+    }
 
     /// Builds the board and loads the guest; nothing runs yet. `activity` is signalled when there is news.
-    init(_ configuration: MachineConfiguration, on system: any HypervisorSystem, activity: EventNotifier)
-        throws(MachineError)
-    {
+    convenience init(
+        _ configuration: MachineConfiguration, on system: any HypervisorSystem, activity: EventNotifier
+    ) throws(MachineError) {
         let layout = try Self.layout(configuration.memorySize)
         // The files first: what is wrong with them does not depend on the engine.
         let (plan, commandLine) = try Self.plan(configuration, layout: layout)
+        try self.init(
+            configuration, .boot(plan, commandLine: commandLine), layout: layout, on: system, activity: activity)
+    }
+
+    /// A machine as the saved one was, of the same configuration: with the same disks, network ports and folders, which
+    /// the saved machine has let go of (`waitForEnd`). It goes on with `start`.
+    convenience init(
+        restoring saved: MachineSavedState, _ configuration: MachineConfiguration, on system: any HypervisorSystem,
+        activity: EventNotifier
+    ) throws(MachineError) {
+        try self.init(
+            configuration, .saved(saved), layout: try Self.layout(configuration.memorySize), on: system,
+            activity: activity)
+    }
+
+    private init(
+        _ configuration: MachineConfiguration, _ origin: Origin, layout: PhysicalMemoryMap,
+        on system: any HypervisorSystem, activity: EventNotifier
+    ) throws(MachineError) {
         events = MachineEvents(activity: activity)
-        memory = try Self.map(layout)
+        let saved: MachineSavedState? = if case .saved(let state) = origin { state } else { nil }
+        memory = if let saved { try Self.memory(of: saved, layout) } else { try Self.map(layout) }
         let leaves: [kvm_cpuid_entry2]
         do throws(HypervisorError) {
             virtualMachine = try Self.createVirtualMachine(on: system, memory: memory)
             leaves = GuestCPUID.singleProcessor(from: try system.supportedCPUID())
             let engine = virtualMachine
             memory.observeWrites { engine.noteMemoryWritten(at: $0, count: $1) }
+            try saved?.controllers.apply(to: engine)
         } catch {
             throw MachineError("The \(system.name) engine cannot make a machine: \(error). See: martlet doctor")
         }
@@ -41,24 +75,37 @@ final class Machine {
             above: layout, physicalAddressBits: GuestCPUID.physicalAddressBits(in: cpuid))
         pci = try PCIBoard(
             configuration.devices, memory: memory, machine: virtualMachine, highWindow: window,
-            onTrouble: configuration.onDeviceTrouble)
-        do throws(BusConflict) {
+            onTrouble: configuration.onDeviceTrouble, saved: saved?.functions)
+        switch origin {
+        case .boot(_, let line): commandLine = line
+        case .saved(let state): commandLine = state.commandLine
+        }
+        do {
             board = try Board(
                 configuration, layout: layout, memory: memory, commandLine: commandLine, machine: virtualMachine,
-                pci: pci, events: events, activity: activity)
+                pci: pci, events: events, activity: activity, clock: clock, saved: saved?.board)
+        } catch let conflict as BusConflict {
+            throw MachineError("The device \(conflict). Choose another address for it.")
         } catch {
-            throw MachineError("The device \(error). Choose another address for it.")
+            throw MachineError("\(error)")
         }
-        let tables = ACPITables.build(
-            ACPIConfiguration(
-                cpuCount: 1, serialPorts: configuration.serial.ports, hasPVPanic: true, pciSlots: pci.slots,
-                highPCIWindow: window))
-        boot = try Self.load(plan, tables, into: memory)
+        switch origin {
+        case .boot(let plan, _):
+            let tables = ACPITables.build(
+                ACPIConfiguration(
+                    cpuCount: 1, serialPorts: configuration.serial.ports, hasPVPanic: true, pciSlots: pci.slots,
+                    highPCIWindow: window))
+            let boot = try Self.load(plan, tables, into: memory)
+            processorStart = .boot(boot)
+            bootProtocol = boot.bootProtocol.description
+            entryPoint = boot.registers.rip
+        case .saved(let state):
+            processorStart = .saved(state.processor)
+            bootProtocol = state.bootProtocol
+            entryPoint = state.entryPoint
+        }
     }
 
-    /// The boot protocol that the kernel is started by.
-    var bootProtocol: String { boot.bootProtocol.description }
-    var entryPoint: UInt64 { boot.registers.rip }
     var serial: [SerialConnection] { board.serial }
     var sawPanic: Bool { events.sawPanic }
 
@@ -71,10 +118,12 @@ final class Machine {
         report.add(run.profile, symbols: symbols, kernel: run.kernelSymbols(in: memory))
     }
 
+    /// Starts the processor; a restored machine's devices go on first.
     func start() throws(MachineError) {
+        if case .saved = processorStart { pci.resume() }
         do {
             thread = try VirtualCPUThread(
-                machine: virtualMachine, cpuid: cpuid, boot: boot, board: board, events: events)
+                machine: virtualMachine, cpuid: cpuid, start: processorStart, board: board, events: events)
         } catch {
             throw MachineError("\(error). The host has no thread to spare; close something and try again.")
         }
@@ -118,6 +167,21 @@ final class Machine {
             }
         }
         return GuestMemory(regions: regions)
+    }
+
+    private static func memory(
+        of saved: MachineSavedState, _ layout: PhysicalMemoryMap
+    ) throws(MachineError) -> GuestMemory {
+        guard saved.memory.map(\.base) == layout.ramRanges.map(\.base),
+            saved.memory.map(\.size) == layout.ramRanges.map(\.size)
+        else {
+            throw MachineError("The saved machine had another amount of memory. Give --memory the same size.")
+        }
+        do {
+            return try GuestMemory(copying: saved.memory)
+        } catch {
+            throw MachineError("\(error). Give the guest less with --memory, or free some of the host's.")
+        }
     }
 
     private static func createVirtualMachine(

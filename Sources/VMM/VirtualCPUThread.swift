@@ -26,20 +26,38 @@ private final class ExitRequester: Sendable {
     func requestExit() { target.withLock { $0.cpu?.requestExit() } }
 }
 
+/// Where a vCPU begins.
+enum ProcessorStart: Sendable {
+    case boot(BootState)
+    case saved(ProcessorSavedState)
+
+    func apply(to cpu: any VirtualCPU) throws(HypervisorError) {
+        switch self {
+        case .boot(let state):
+            try cpu.setSpecialRegisters(state.specialRegisters(from: cpu.specialRegisters()))
+            try cpu.setRegisters(state.generalRegisters)
+        case .saved(let state): try state.apply(to: cpu)
+        }
+    }
+}
+
 /// A vCPU on its host thread: creates it, loads its start state, runs it, and takes its exits to the buses.
 final class VirtualCPUThread: Sendable {
     private let requester = ExitRequester()
+    private let gate = PauseGate()
     private let events: MachineEvents
     private let thread: HostThread
 
     init(
-        machine: any VirtualMachine, cpuid: [kvm_cpuid_entry2], boot: BootState, board: Board, events: MachineEvents
+        machine: any VirtualMachine, cpuid: [kvm_cpuid_entry2], start: ProcessorStart, board: Board,
+        events: MachineEvents
     ) throws(HostError) {
         self.events = events
-        let requester = requester
+        let (requester, gate) = (requester, gate)
         let leaves = CPUIDLeaves(entries: cpuid)
         thread = try HostThread(name: "vcpu 0") {
-            Self.body(machine, leaves: leaves, boot: boot, board: board, events: events, requester: requester)
+            Self.body(
+                machine, leaves: leaves, start: start, board: board, events: events, requester: requester, gate: gate)
         }
     }
 
@@ -47,26 +65,43 @@ final class VirtualCPUThread: Sendable {
     func stop() {
         events.end(with: .stopped)
         requester.requestExit()
+        gate.open()
     }
 
     func join() { thread.join() }
 
+    /// Returns when the vCPU stands between two instructions: true. False: it has ended.
+    func pause() -> Bool {
+        gate.close()
+        requester.requestExit()
+        return gate.waitUntilParked()
+    }
+
+    /// What a paused vCPU is asked; nil when it has ended.
+    func perform<Result: Sendable>(_ body: @escaping @Sendable (any VirtualCPU) -> Result) -> Result? {
+        gate.perform(body)
+    }
+
+    func resume() { gate.open() }
+
     /// KVM wants every ioctl of a vCPU from the thread that created it (KVM API §2).
     private static func body(
-        _ machine: any VirtualMachine, leaves: CPUIDLeaves, boot: BootState, board: Board, events: MachineEvents,
-        requester: ExitRequester
+        _ machine: any VirtualMachine, leaves: CPUIDLeaves, start: ProcessorStart, board: Board, events: MachineEvents,
+        requester: ExitRequester, gate: PauseGate
     ) {
+        defer { gate.end() }
         var trace: ProcessorTrace?
         var profile: ProfiledRun?
         do throws(HypervisorError) {
             let cpu = try machine.createVirtualCPU(id: 0)
             try cpu.setCPUID(leaves.entries)
-            try cpu.setSpecialRegisters(boot.specialRegisters(from: cpu.specialRegisters()))
-            try cpu.setRegisters(boot.generalRegisters)
+            try start.apply(to: cpu)
             requester.publish(cpu)
             defer { requester.withdraw() }
+            // Who asked for a pause or the end before there was a vCPU to be kicked.
+            if gate.isPauseWanted || events.mustEnd { cpu.requestExit() }
             do throws(HypervisorError) {
-                try runLoop(cpu, board: board, events: events)
+                try runLoop(cpu, board: board, events: events, gate: gate)
             } catch {
                 events.end(with: .engineFailure(error.description))
             }
@@ -80,7 +115,7 @@ final class VirtualCPUThread: Sendable {
     }
 
     private static func runLoop(
-        _ cpu: any VirtualCPU, board: Board, events: MachineEvents
+        _ cpu: any VirtualCPU, board: Board, events: MachineEvents, gate: PauseGate
     ) throws(HypervisorError) {
         var ports = BusReader(board.ports)
         var memoryMapped = BusReader(board.memoryMapped)
@@ -90,7 +125,10 @@ final class VirtualCPUThread: Sendable {
                 access(cpu, ports.current(), at: UInt64(port.rawValue), size: size, count: count, isWrite: isWrite)
             case .mmio(let address, let size, let isWrite):
                 access(cpu, memoryMapped.current(), at: address.rawValue, size: size, count: 1, isWrite: isWrite)
-            case .interrupted, .interruptWindowOpen, .debug:
+            case .interrupted:
+                // Only here is every access of before answered.
+                if gate.isPauseWanted { gate.park(cpu) }
+            case .interruptWindowOpen, .debug:
                 break
             case .shutdown:
                 events.end(with: .tripleFault)

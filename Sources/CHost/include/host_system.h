@@ -41,6 +41,9 @@ long host_duplicate(int fd);
 
 /// Gives pages of an anonymous mapping back to the host; they read as zeroes afterwards (MADV_DONTNEED).
 long host_release_pages(void *_Nonnull start, size_t count);
+/// Copies `count` bytes, a multiple of 4096, but passes over pages of zeroes: the target's are zero already, and stay
+/// without memory.
+void host_copy_used_pages(void *_Nonnull target, const void *_Nonnull source, size_t count);
 
 // Ring indexes and flags, which the guest's processors read and write at the same time.
 static inline uint16_t host_load_acquire_16(const void *_Nonnull address) {

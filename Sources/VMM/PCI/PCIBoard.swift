@@ -16,6 +16,8 @@ final class PCIBoard: Sendable {
     private let devices: [(slot: UInt8, device: VirtioPCIDevice)]
     private let machine: any VirtualMachine
     private let highWindow: Range<UInt64>?
+    /// The guest has placed its devices already.
+    private let isRestored: Bool
     private let runner: any JobRunner
     private let doorbells: DoorbellThread?
     /// Of devices that work where their notifications come.
@@ -29,13 +31,18 @@ final class PCIBoard: Sendable {
 
     init(
         _ configurations: [DeviceConfiguration], memory: GuestMemory, machine: any VirtualMachine,
-        highWindow: Range<UInt64>?, onTrouble: @escaping @Sendable (String) -> Void
+        highWindow: Range<UInt64>?, onTrouble: @escaping @Sendable (String) -> Void, saved: [[UInt8]]? = nil
     ) throws(MachineError) {
         guard configurations.count <= Self.slotCount else {
             throw MachineError(
                 "A machine has room for \(Self.slotCount) PCI devices, not for \(configurations.count). "
                     + "Leave some of them out.")
         }
+        if let saved, saved.count != configurations.count {
+            throw MachineError(
+                "The saved machine had \(saved.count) PCI devices, not \(configurations.count). Give it the same.")
+        }
+        isRestored = saved != nil
         self.machine = machine
         self.highWindow = highWindow
         // Where devices may act only in exits, everything happens on the vCPU's thread.
@@ -53,10 +60,12 @@ final class PCIBoard: Sendable {
                 "A socket device brings data whenever the host has some, and --engine lockstep allows that only at the guest's own steps. Use another engine, or leave out --vsock."
             )
         }
-        do throws(HostError) {
+        do {
             doorbells = isImmediate || configurations.isEmpty ? nil : try DoorbellThread()
             for (index, configuration) in configurations.enumerated() {
-                let device = try Self.device(configuration, runner: runner, isImmediate: isImmediate)
+                let state = try saved.map { try VirtioPCISavedState(encoded: $0[index]) }
+                let device = try Self.device(
+                    configuration, runner: runner, isImmediate: isImmediate, saved: state?.device)
                 let log = DeviceLog(name: "\(device.kind.name) 00:\(Self.hex(index + 1)).0", sink: onTrouble)
                 var thread = doorbells
                 if case .fileSystem = configuration, !isImmediate {
@@ -64,9 +73,17 @@ final class PCIBoard: Sendable {
                     ownDoorbells.append(own)
                     thread = own
                 }
-                devices.append(
-                    (UInt8(index + 1), try VirtioPCIDevice(device, memory: memory, log: log, doorbellThread: thread)))
+                let function =
+                    if let state {
+                        try VirtioPCIDevice(
+                            restoring: state, device, memory: memory, log: log, doorbellThread: thread)
+                    } else {
+                        try VirtioPCIDevice(device, memory: memory, log: log, doorbellThread: thread)
+                    }
+                devices.append((UInt8(index + 1), function))
             }
+        } catch let error as SavedStateError {
+            throw MachineError("\(error)")
         } catch {
             throw MachineError("\(error). Raise the limit of open files (ulimit -n) and try again.")
         }
@@ -79,17 +96,33 @@ final class PCIBoard: Sendable {
 
     private static func hex(_ slot: Int) -> String { (slot < 16 ? "0" : "") + String(slot, radix: 16) }
 
+    /// The device of a configuration, new or with what it remembered itself when it was saved.
     private static func device(
-        _ configuration: DeviceConfiguration, runner: any JobRunner, isImmediate: Bool
-    ) throws(HostError) -> any VirtioDevice {
+        _ configuration: DeviceConfiguration, runner: any JobRunner, isImmediate: Bool, saved: [UInt8]?
+    ) throws -> any VirtioDevice {
+        let parallelism = isImmediate ? 1 : 4
         switch configuration {
         case .disk(let backend, let options):
-            VirtioBlock(backend, options: options, runner: runner, parallelism: isImmediate ? 1 : 4)
-        case .network(let port, let options): VirtioNet(port, options: options)
-        case .entropy: VirtioEntropy()
+            guard let saved else {
+                return VirtioBlock(backend, options: options, runner: runner, parallelism: parallelism)
+            }
+            return try VirtioBlock(
+                restoring: VirtioBlockSavedState(encoded: saved), backend, options: options, runner: runner,
+                parallelism: parallelism)
+        case .network(let port, let options):
+            guard let saved else { return VirtioNet(port, options: options) }
+            return try VirtioNet(restoring: VirtioNetSavedState(encoded: saved), port, options: options)
+        case .entropy: return VirtioEntropy()
         case .fileSystem(let share, let tag):
-            VirtioFileSystem(share, tag: tag, runner: runner, parallelism: isImmediate ? 1 : 4)
-        case .socket(let endpoint): try VirtioSocket(endpoint)
+            guard let saved else {
+                return VirtioFileSystem(share, tag: tag, runner: runner, parallelism: parallelism)
+            }
+            return try VirtioFileSystem(
+                restoring: VirtioFileSystemSavedState(encoded: saved), share, tag: tag, runner: runner,
+                parallelism: parallelism)
+        case .socket(let endpoint):
+            guard let saved else { return try VirtioSocket(endpoint) }
+            return try VirtioSocket(restoring: VirtioSocketSavedState(encoded: saved), endpoint)
         }
     }
 
@@ -116,18 +149,33 @@ final class PCIBoard: Sendable {
             let gsi = PCIInterruptRouting.gsi(slot: slot, pin: 0)
             let line = lines[gsi] ?? SharedInterruptLine(EngineInterruptLine(machine: machine, gsi: GSI(gsi)))
             lines[gsi] = line
-            for bar in device.function.description.bars where bar.kind != .io {
+            for bar in device.function.description.bars where bar.kind != .io && !isRestored {
                 nextAddress = (nextAddress &+ bar.size &- 1) & ~(bar.size &- 1)
                 device.function.assign(nextAddress, to: bar)
                 nextAddress &+= bar.size
             }
-            device.function.assignInterruptLine(UInt8(truncatingIfNeeded: gsi))
+            if !isRestored { device.function.assignInterruptLine(UInt8(truncatingIfNeeded: gsi)) }
             device.function.connect(
                 device,
                 to: PCISlotConnection(
                     owner: Int(slot), decoder: decoder, machine: machine, line: line.input(Int(slot))))
         }
     }
+
+    // MARK: Life
+
+    /// Returns when no device touches the guest's memory or its interrupts any more.
+    func pause() {
+        for (_, device) in devices { device.pause() }
+    }
+
+    /// After `pause`, or once in a restored machine.
+    func resume() {
+        for (_, device) in devices { device.resume() }
+    }
+
+    /// While the devices pause.
+    func save() -> [[UInt8]] { devices.map { $0.device.save().encoded() } }
 
     /// The machine has ended: no device does anything afterwards.
     func shutDown() {

@@ -1,0 +1,146 @@
+internal import Disk
+internal import Foundation
+internal import Host
+internal import HostNetwork
+internal import Net
+internal import SoftKVM
+internal import Synchronization
+internal import Testing
+internal import Virtio
+
+@testable internal import VMM
+
+/// A Linux guest that is stopped, and that goes on in another machine, in the middle of its work.
+@Suite(
+    "Machine states", .serialized,
+    .enabled(if: StateTestGuest.isPresent, "no default guest: run ./scripts/default-guest"))
+struct MachineStateTests {
+    /// Seconds of the guest's life, as it has printed them.
+    private static func times(_ output: String) -> [Double] {
+        output.split(separator: "\n").filter { $0.hasPrefix("t ") }.compactMap { Double($0.dropFirst(2)) }
+    }
+
+    @Test(
+        "Time stands still while the machine does", .timeLimit(.minutes(5)),
+        arguments: [SoftwareEngine.interpreter, .translator])
+    func pause(engine: SoftwareEngine) throws {
+        let guest = try StateTestGuest(
+            """
+            i=0; while [ $i -lt 60 ]; do read up rest </proc/uptime; echo "t $up"; sleep 0.05; i=$((i + 1)); done
+            """, on: SoftSystem(engine: engine))
+        defer { guest.stop() }
+        #expect(guest.wait(for: "t "), "\(guest.console)")
+        for _ in 0..<3 {
+            guest.carry(milliseconds: 120)
+            #expect(try guest.machine.standStill())
+            let before = guest.machine.clock.nanoseconds
+            guest.carry(milliseconds: 20)
+            let printed = guest.output
+            guest.carry(milliseconds: 1500)
+            #expect(guest.output == printed)
+            #expect(guest.machine.clock.nanoseconds == before)
+            try guest.machine.resume()
+        }
+        #expect(guest.end() == .status(0), "\(guest.console)")
+        let times = Self.times(guest.output)
+        #expect(times.count == 60)
+        // Forward, and none of the 1.5 s has passed for the guest.
+        let steps = zip(times, times.dropFirst()).map { $1 - $0 }
+        #expect(steps.allSatisfy { $0 >= 0 && $0 < 1.2 }, "\(steps)")
+        #expect(!guest.console.contains("clocksource: ") || !guest.console.contains("unstable"), "\(guest.console)")
+    }
+
+    /// Each number's lines are written, read back past the guest's page cache, and compared.
+    private static let work = """
+        ip addr add 10.9.0.2/24 dev eth0; ip link set eth0 up
+        (while :; do read up rest </proc/uptime; echo "t $up"; sleep 0.1; done) &
+        (seq 1 $LINES | nc 10.9.0.1 $PORT >/tmp/answer; echo sent) &
+        sender=$!
+        i=0
+        while [ $i -lt 24 ]; do
+            seq $((i * 40000)) $((i * 40000 + 39999)) | head -c 262144 >/tmp/block
+            dd if=/tmp/block of=/dev/vda bs=256k seek=$i count=1 conv=notrunc,fsync 2>/dev/null || echo bad write
+            echo 1 >/proc/sys/vm/drop_caches
+            dd if=/dev/vda bs=256k skip=$i count=1 2>/dev/null | cmp - /tmp/block || echo bad $i
+            i=$((i + 1)); echo "block $i"
+        done
+        wait $sender
+        # What the host has sent back.
+        cmp /tmp/answer /mnt/none 2>/dev/null; wc -c </tmp/answer
+        echo finished
+        """
+
+    @Test(
+        "A disk's writes, a TCP connection over tap, and the clock go on in another machine", .timeLimit(.minutes(8)),
+        .enabled(if: canMakeNetworks, "needs the right to make network namespaces, /dev/net/tun and ip(8)"),
+        arguments: [SoftwareEngine.interpreter, .translator])
+    func replace(engine: SoftwareEngine) throws {
+        let lines = engine == .interpreter ? 200_000 : 1_000_000
+        let path = temporaryPath("state.qcow2")
+        defer { unlink(path) }
+        try DiskImage.create(path, .qcow2, size: 64 << 20)
+        let disk = ImageDisk(try DiskImage.open(path, .qcow2, .init(isWritable: true)))
+        try #require(
+            try inNewNetwork {
+                let set = shell(
+                    "ip tuntap add dev mt0 mode tap && ip addr add 10.9.0.1/24 dev mt0 && ip link set mt0 up")
+                try #require(set.status == 0, "\(set.output)")
+                let port = try NetworkPort(
+                    NetworkConfiguration(.tap(.named("mt0"))).open(log: { _ in }))
+                let server = LoopbackSocket(isUDP: false, address: 0x0A09_0001)
+                let received = Received()
+                let thread = try HostThread(name: "server") { received.serve(server) }
+                let script = Self.work.replacingOccurrences(of: "$LINES", with: "\(lines)")
+                    .replacingOccurrences(of: "$PORT", with: "\(server.port)")
+                let guest = try StateTestGuest(
+                    script,
+                    devices: [
+                        .disk(disk, BlockConfigurationOptions()),
+                        .network(port, NetworkCardOptions(mac: MACAddress(random: [1, 2, 3, 4, 5]))), .entropy,
+                    ], on: SoftSystem(engine: engine))
+                defer {
+                    guest.stop()
+                    port.close()
+                    thread.join()
+                }
+                #expect(guest.wait(for: "block 2\n"), "\(guest.output)\(guest.console)")
+                for round in 0..<5 {
+                    // Other moments each time.
+                    guest.carry(milliseconds: UInt64(40 + round * 37))
+                    #expect(try guest.replaceMachine(pause: 300_000_000), "\(guest.output)")
+                }
+                #expect(guest.end() == .status(0), "\(guest.output)\(guest.console)")
+                #expect(guest.output.contains("finished\n"))
+                #expect(!guest.output.contains("bad"), "\(guest.output)")
+                let times = Self.times(guest.output)
+                let steps = zip(times, times.dropFirst()).map { $1 - $0 }
+                #expect(steps.allSatisfy { $0 >= 0 && $0 < 2 }, "\(steps)")
+                #expect(received.text == (1...lines).map { "\($0)\n" }.joined())
+                #expect(guest.output.contains("\n\(Received.answer.count)\n"), "\(guest.output)")
+                return true
+            } == true)
+        try disk.close()
+        let image = try DiskImage.open(path, .qcow2, .init(isWritable: false))
+        for block in 0..<24 {
+            let expected = (block * 40_000..<block * 40_000 + 40_000).map { "\($0)\n" }.joined().utf8.prefix(262_144)
+            #expect(try image.read(count: 262_144, at: UInt64(block) << 18) == Array(expected), "block \(block)")
+        }
+        try image.close()
+        if has("qemu-img") { #expect(shell("qemu-img check '\(path)'").status == 0) }
+    }
+}
+
+/// One connection's bytes, and an answer as large as its sender's buffers are not.
+private final class Received: Sendable {
+    static let answer = [UInt8](repeating: 0x41, count: 3_000_000)
+    private let bytes = Mutex<[UInt8]>([])
+    var text: String { bytes.withLock { String(decoding: $0, as: UTF8.self) } }
+
+    func serve(_ server: LoopbackSocket) {
+        guard let client = server.acceptOne() else { return }
+        guard let writer = try? HostThread(name: "answer", { _ = client.writeAll(Self.answer) }) else { return }
+        while case let chunk = client.read(upTo: 65_536), !chunk.isEmpty { bytes.withLock { $0 += chunk } }
+        writer.join()
+        client.finishWriting()
+    }
+}
