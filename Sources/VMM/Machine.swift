@@ -118,15 +118,21 @@ final class Machine {
         report.add(run.profile, symbols: symbols, kernel: run.kernelSymbols(in: memory))
     }
 
-    /// Starts the processor; a restored machine's devices go on first.
+    /// Starts the processor.
     func start() throws(MachineError) {
-        if case .saved = processorStart { pci.resume() }
+        let thread: VirtualCPUThread
         do {
             thread = try VirtualCPUThread(
                 machine: virtualMachine, cpuid: cpuid, start: processorStart, board: board, events: events)
         } catch {
             throw MachineError("\(error). The host has no thread to spare; close something and try again.")
         }
+        self.thread = thread
+        guard case .saved = processorStart else { return }
+        // The devices' interrupts need a processor that has its local APIC back.
+        guard thread.pause() else { return }
+        pci.resume()
+        thread.resume()
     }
 
     /// Makes the processor stop for `outcome`, unless the machine is ending for another reason already.

@@ -48,11 +48,13 @@ final class VirtualCPUThread: Sendable {
     private let events: MachineEvents
     private let thread: HostThread
 
+    /// A vCPU with a saved state stands still until `resume`: `pause` says when it has its state.
     init(
         machine: any VirtualMachine, cpuid: [kvm_cpuid_entry2], start: ProcessorStart, board: Board,
         events: MachineEvents
     ) throws(HostError) {
         self.events = events
+        if case .saved = start { gate.close() }
         let (requester, gate) = (requester, gate)
         let leaves = CPUIDLeaves(entries: cpuid)
         thread = try HostThread(name: "vcpu 0") {

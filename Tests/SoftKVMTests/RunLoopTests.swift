@@ -419,6 +419,17 @@ private let spin: [UInt8] = [0xeb, 0xfe]  // jmp itself
         try cpu.setLocalAPIC(apic)
         #expect(try cpu.modelSpecificRegisters([0x6e0])[0].data == .max)
         #expect(throws: HypervisorError.self) { try cpu.modelSpecificRegisters([0xdead]) }
+
+        // User space moves the time-stamp counter and the guest's adjustment of it one without the other.
+        func write(_ index: UInt32, _ value: UInt64) throws {
+            try cpu.setModelSpecificRegisters([kvm_msr_entry(index: index, reserved: 0, data: value)])
+        }
+        try write(0x3b, 77)
+        try write(0x10, 1 << 50)
+        let moved = try cpu.modelSpecificRegisters([0x10, 0x3b]).map(\.data)
+        #expect(moved[0] >> 50 == 1 && moved[1] == 77)
+        try write(0x3b, 0)
+        #expect(try cpu.modelSpecificRegisters([0x10])[0].data >> 50 == 1)
     }
 
     /// IA32_APIC_BASE takes the x2APIC mode only where CPUID has it: #GP, to the handler at 0:2000H.

@@ -41,7 +41,7 @@ struct MachineStateTests {
             #expect(guest.machine.clock.nanoseconds == before)
             try guest.machine.resume()
         }
-        #expect(guest.end() == .status(0), "\(guest.console)")
+        #expect(guest.end() == .poweredOff, "\(guest.console)")
         let times = Self.times(guest.output)
         #expect(times.count == 60)
         // Forward, and none of the 1.5 s has passed for the guest.
@@ -54,19 +54,20 @@ struct MachineStateTests {
     private static let work = """
         ip addr add 10.9.0.2/24 dev eth0; ip link set eth0 up
         (while :; do read up rest </proc/uptime; echo "t $up"; sleep 0.1; done) &
+        ticker=$!
         (seq 1 $LINES | nc 10.9.0.1 $PORT >/tmp/answer; echo sent) &
         sender=$!
         i=0
         while [ $i -lt 24 ]; do
-            seq $((i * 40000)) $((i * 40000 + 39999)) | head -c 262144 >/tmp/block
+            seq $((i * 60000)) $((i * 60000 + 59999)) | head -c 262144 >/tmp/block
             dd if=/tmp/block of=/dev/vda bs=256k seek=$i count=1 conv=notrunc,fsync 2>/dev/null || echo bad write
             echo 1 >/proc/sys/vm/drop_caches
             dd if=/dev/vda bs=256k skip=$i count=1 2>/dev/null | cmp - /tmp/block || echo bad $i
             i=$((i + 1)); echo "block $i"
         done
         wait $sender
-        # What the host has sent back.
-        cmp /tmp/answer /mnt/none 2>/dev/null; wc -c </tmp/answer
+        echo "answer $(wc -c </tmp/answer)"
+        kill $ticker
         echo finished
         """
 
@@ -78,51 +79,51 @@ struct MachineStateTests {
         let lines = engine == .interpreter ? 200_000 : 1_000_000
         let path = temporaryPath("state.qcow2")
         defer { unlink(path) }
-        try DiskImage.create(path, .qcow2, size: 64 << 20)
+        try DiskImage.createQCOW2(path, size: 64 << 20, QCOW2Options())
         let disk = ImageDisk(try DiskImage.open(path, .qcow2, .init(isWritable: true)))
-        try #require(
-            try inNewNetwork {
-                let set = shell(
-                    "ip tuntap add dev mt0 mode tap && ip addr add 10.9.0.1/24 dev mt0 && ip link set mt0 up")
-                try #require(set.status == 0, "\(set.output)")
-                let port = try NetworkPort(
-                    NetworkConfiguration(.tap(.named("mt0"))).open(log: { _ in }))
-                let server = LoopbackSocket(isUDP: false, address: 0x0A09_0001)
-                let received = Received()
-                let thread = try HostThread(name: "server") { received.serve(server) }
-                let script = Self.work.replacingOccurrences(of: "$LINES", with: "\(lines)")
-                    .replacingOccurrences(of: "$PORT", with: "\(server.port)")
-                let guest = try StateTestGuest(
-                    script,
-                    devices: [
-                        .disk(disk, BlockConfigurationOptions()),
-                        .network(port, NetworkCardOptions(mac: MACAddress(random: [1, 2, 3, 4, 5]))), .entropy,
-                    ], on: SoftSystem(engine: engine))
-                defer {
-                    guest.stop()
-                    port.close()
-                    thread.join()
-                }
-                #expect(guest.wait(for: "block 2\n"), "\(guest.output)\(guest.console)")
-                for round in 0..<5 {
-                    // Other moments each time.
-                    guest.carry(milliseconds: UInt64(40 + round * 37))
-                    #expect(try guest.replaceMachine(pause: 300_000_000), "\(guest.output)")
-                }
-                #expect(guest.end() == .status(0), "\(guest.output)\(guest.console)")
-                #expect(guest.output.contains("finished\n"))
-                #expect(!guest.output.contains("bad"), "\(guest.output)")
-                let times = Self.times(guest.output)
-                let steps = zip(times, times.dropFirst()).map { $1 - $0 }
-                #expect(steps.allSatisfy { $0 >= 0 && $0 < 2 }, "\(steps)")
-                #expect(received.text == (1...lines).map { "\($0)\n" }.joined())
-                #expect(guest.output.contains("\n\(Received.answer.count)\n"), "\(guest.output)")
-                return true
-            } == true)
+        let isDone: Bool? = try inNewNetwork {
+            let set = shell(
+                "ip tuntap add dev mt0 mode tap && ip addr add 10.9.0.1/24 dev mt0 && ip link set mt0 up")
+            precondition(set.status == 0, set.output)
+            let port = try NetworkPort(
+                NetworkConfiguration(.tap(.name("mt0"))).open(log: { _ in }))
+            let server = LoopbackSocket(isUDP: false, address: 0x0A09_0001)
+            let received = Received()
+            let thread = try HostThread(name: "server") { received.serve(server) }
+            let script = Self.work.replacingOccurrences(of: "$LINES", with: "\(lines)")
+                .replacingOccurrences(of: "$PORT", with: "\(server.port)")
+            let guest = try StateTestGuest(
+                script,
+                devices: [
+                    .disk(disk, BlockConfigurationOptions()),
+                    .network(port, NetworkCardOptions(mac: MACAddress(random: [1, 2, 3, 4, 5]))), .entropy,
+                ], on: SoftSystem(engine: engine))
+            defer {
+                guest.stop()
+                port.close()
+                thread.join()
+            }
+            #expect(guest.wait(for: "block 2\n"), "\(guest.output)\(guest.console)")
+            for round in 0..<5 {
+                // Other moments each time.
+                guest.carry(milliseconds: UInt64(40 + round * 37))
+                #expect(try guest.replaceMachine(pause: 300_000_000), "\(guest.output)")
+            }
+            #expect(guest.end() == .poweredOff, "\(guest.output)\(guest.console)")
+            #expect(guest.output.contains("finished\n"))
+            #expect(!guest.output.contains("bad"), "\(guest.output)")
+            let times = Self.times(guest.output)
+            let steps = zip(times, times.dropFirst()).map { $1 - $0 }
+            #expect(steps.allSatisfy { $0 >= 0 && $0 < 5 }, "\(steps)")
+            #expect(received.text == (1...lines).map { "\($0)\n" }.joined())
+            #expect(guest.output.contains("answer \(Received.answer.count)\n"), "\(guest.output)")
+            return true
+        }
+        #expect(isDone == true)
         try disk.close()
         let image = try DiskImage.open(path, .qcow2, .init(isWritable: false))
         for block in 0..<24 {
-            let expected = (block * 40_000..<block * 40_000 + 40_000).map { "\($0)\n" }.joined().utf8.prefix(262_144)
+            let expected = (block * 60_000..<block * 60_000 + 60_000).map { "\($0)\n" }.joined().utf8.prefix(262_144)
             #expect(try image.read(count: 262_144, at: UInt64(block) << 18) == Array(expected), "block \(block)")
         }
         try image.close()
@@ -137,7 +138,10 @@ private final class Received: Sendable {
     var text: String { bytes.withLock { String(decoding: $0, as: UTF8.self) } }
 
     func serve(_ server: LoopbackSocket) {
-        guard let client = server.acceptOne() else { return }
+        // An interpreted guest takes longer to come than one wait lasts.
+        var caller: LoopbackSocket?
+        for _ in 0..<6 where caller == nil { caller = server.acceptOne() }
+        guard let client = caller else { return }
         guard let writer = try? HostThread(name: "answer", { _ = client.writeAll(Self.answer) }) else { return }
         while case let chunk = client.read(upTo: 65_536), !chunk.isEmpty { bytes.withLock { $0 += chunk } }
         writer.join()

@@ -5,6 +5,9 @@ internal import Synchronization
 
 /// MSRs of the engine around the processor: the local APIC's and kvmclock's.
 enum EngineRegister {
+    /// The processor's own, which user space writes in another way than a guest.
+    static let tsc: UInt32 = 0x10
+    static let tscAdjust: UInt32 = 0x3b
     static let apicBase: UInt32 = 0x1b
     static let tscDeadline: UInt32 = 0x6e0
     static let x2APIC: ClosedRange<UInt32> = 0x800...0x8ff

@@ -120,10 +120,25 @@ extension SoftVirtualCPU {
         for entry in entries {
             let isTaken = change { processor in
                 writeEngineRegister(entry.index, entry.data, fromGuest: false)
+                    ?? writeTimestampRegister(entry.index, entry.data)
                     ?? processor.writeMSR(entry.index, entry.data)
             }
             guard isTaken else { throw refused("KVM_SET_MSRS", entry.index) }
         }
+    }
+
+    /// User space moves the counter and the guest's adjustment of it independently of each other, as on KVM: a guest
+    /// that goes on elsewhere must find the adjustment that it made. nil: another register.
+    private func writeTimestampRegister(_ index: UInt32, _ value: UInt64) -> Bool? {
+        let adjustment = state.pointee.tsc_offset &- processor.tscOffsetBase
+        switch index {
+        case EngineRegister.tsc:
+            guard processor.writeMSR(index, value) else { return false }
+            processor.tscOffsetBase = state.pointee.tsc_offset &- adjustment
+        case EngineRegister.tscAdjust: processor.tscOffsetBase = state.pointee.tsc_offset &- value
+        default: return nil
+        }
+        return true
     }
 
     private func refused(_ operation: String, _ index: UInt32) -> HypervisorError {

@@ -69,7 +69,8 @@ struct ProcessorSavedState: DeviceSavedState {
     func apply(to cpu: any VirtualCPU) throws(HypervisorError) {
         try cpu.setSpecialRegisters(try Self.structure(kvm_sregs(), special, "special"))
         try cpu.setRegisters(try Self.structure(kvm_regs(), general, "general"))
-        try cpu.setExtendedControlRegisters(extendedControl.map { kvm_xcr(xcr: $0.index, reserved: 0, value: $0.value) })
+        try cpu.setExtendedControlRegisters(
+            extendedControl.map { kvm_xcr(xcr: $0.index, reserved: 0, value: $0.value) })
         try cpu.setExtendedState(extendedState)
         try cpu.setLocalAPIC(try Self.structure(kvm_lapic_state(), localAPIC, "localAPIC"))
         try cpu.setModelSpecificRegisters(
