@@ -18,6 +18,10 @@ public final class ImageDisk: BlockBackend {
         try translating { () throws(DiskError) in try device.write(TransferMemory(segments), at: offset) }
     }
 
+    public func lease(_ segments: IOSegments, at offset: UInt64, forWriting: Bool) -> BlockLease? {
+        device.lease(TransferMemory(segments), at: offset, forWriting: forWriting)
+    }
+
     public func flush() throws(BlockError) {
         try translating { () throws(DiskError) in try device.flush() }
     }
