@@ -92,20 +92,33 @@ final class DescriptorStorage: ImageStorage {
     let identity: BlockFile.Identity? = nil
     let logicalBlockSize = 512
 
-    init(_ descriptor: BorrowedDescriptor) { self.descriptor = descriptor }
+    private let size: UInt64?
+    private let failure: DiskError
+
+    /// With a size it can be a disk whose transfers end in `failure`.
+    init(
+        _ descriptor: BorrowedDescriptor, size: UInt64? = nil,
+        failure: DiskError = DiskError(.unsupported, "a descriptor is for leases")
+    ) {
+        self.descriptor = descriptor
+        self.size = size
+        self.failure = failure
+    }
 
     func descriptor(for memory: TransferMemory, at offset: UInt64) -> BorrowedDescriptor? { descriptor }
 
-    private static let refusal = DiskError(.unsupported, "a descriptor is for leases")
-    func currentSize() throws(DiskError) -> UInt64 { throw Self.refusal }
-    func allocatedSize() throws(DiskError) -> UInt64 { throw Self.refusal }
-    func read(into memory: TransferMemory, at offset: UInt64) throws(DiskError) { throw Self.refusal }
-    func write(_ memory: TransferMemory, at offset: UInt64) throws(DiskError) { throw Self.refusal }
-    func flush() throws(DiskError) { throw Self.refusal }
-    func truncate(to size: UInt64) throws(DiskError) { throw Self.refusal }
-    func allocate(_ range: Range<UInt64>) throws(DiskError) { throw Self.refusal }
-    func writeZeroes(_ range: Range<UInt64>, mayUnmap: Bool) throws(DiskError) { throw Self.refusal }
-    func discard(_ range: Range<UInt64>) throws(DiskError) { throw Self.refusal }
+    func currentSize() throws(DiskError) -> UInt64 {
+        guard let size else { throw failure }
+        return size
+    }
+    func allocatedSize() throws(DiskError) -> UInt64 { throw failure }
+    func read(into memory: TransferMemory, at offset: UInt64) throws(DiskError) { throw failure }
+    func write(_ memory: TransferMemory, at offset: UInt64) throws(DiskError) { throw failure }
+    func flush() throws(DiskError) { throw failure }
+    func truncate(to size: UInt64) throws(DiskError) { throw failure }
+    func allocate(_ range: Range<UInt64>) throws(DiskError) { throw failure }
+    func writeZeroes(_ range: Range<UInt64>, mayUnmap: Bool) throws(DiskError) { throw failure }
+    func discard(_ range: Range<UInt64>) throws(DiskError) { throw failure }
     func extent(at offset: UInt64) -> (isData: Bool, end: UInt64) { (true, .max) }
     func close() {}
 }

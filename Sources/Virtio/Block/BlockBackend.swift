@@ -6,10 +6,13 @@ public struct BlockError: Error, Equatable, CustomStringConvertible {
     public var description: String
     /// The back end cannot do this at all, to any range.
     public var isUnsupported: Bool
+    /// The host has no room left for it.
+    public var isOutOfSpace: Bool
 
-    public init(_ description: String, isUnsupported: Bool = false) {
+    public init(_ description: String, isUnsupported: Bool = false, isOutOfSpace: Bool = false) {
         self.description = description
         self.isUnsupported = isUnsupported
+        self.isOutOfSpace = isOutOfSpace
     }
 }
 

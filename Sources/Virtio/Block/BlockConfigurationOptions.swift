@@ -20,11 +20,22 @@ public struct BlockConfigurationOptions: Equatable, Sendable {
         case threads
     }
 
+    /// What becomes of a request that the back end cannot execute.
+    public enum ErrorAction: String, CaseIterable, Sendable {
+        /// The guest gets an I/O error.
+        case report
+        /// It is held until somebody has it tried again, and the guest knows nothing of it.
+        case stop
+        /// Held where the host's disk is full, reported otherwise.
+        case stopWhenFull = "enospc"
+    }
+
     /// What GET_ID says; 20 bytes at most (Virtio 1.2 §5.2.6).
     public var serial: String
     public var queueCount: Int
     public var cache: Cache
     public var limits: BlockRateLimits
+    public var onError: ErrorAction
     /// nil: io_uring where the host allows it.
     public var transfers: Transfers?
     /// The exponent of a physical block's size in logical ones: 3 for 4 KiB.
@@ -34,13 +45,15 @@ public struct BlockConfigurationOptions: Equatable, Sendable {
 
     public init(
         serial: String = "", queueCount: Int = 1, cache: Cache = .writeback,
-        limits: BlockRateLimits = BlockRateLimits(), transfers: Transfers? = nil, physicalBlockExponent: UInt8 = 3
+        limits: BlockRateLimits = BlockRateLimits(), onError: ErrorAction = .report, transfers: Transfers? = nil,
+        physicalBlockExponent: UInt8 = 3
     ) {
         precondition((1...16).contains(queueCount) && physicalBlockExponent < 8)
         self.serial = serial
         self.queueCount = queueCount
         self.cache = cache
         self.limits = limits
+        self.onError = onError
         self.transfers = transfers
         self.physicalBlockExponent = physicalBlockExponent
     }

@@ -26,10 +26,28 @@ struct BlockState: Sendable {
         }
     }
 
+    /// A request that waits for its reason to go away; the driver has no answer.
+    struct Held: Equatable, Sendable {
+        var queue: Int
+        var chain: DescriptorChain
+    }
+
     var isWriteback = true
     var lanes: [Lane]
+    var held: [Held] = []
+    /// The held ones are of a device that was saved: they are this one's as soon as it starts.
+    var isHeldFromBefore = false
+    /// The device was started with held requests, which nobody has tried again yet.
+    var retriesHeld = false
 
     init(queueCount: Int) { lanes = Array(repeating: Lane(), count: queueCount) }
+}
+
+/// How an attempt at a request ended.
+enum BlockOutcome: Equatable, Sendable {
+    case status(BlockStatus)
+    /// Not at all, and why.
+    case held(String)
 }
 
 /// What a ring cannot do.

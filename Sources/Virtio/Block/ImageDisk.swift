@@ -45,7 +45,9 @@ public final class ImageDisk: BlockBackend {
         do throws(DiskError) {
             try body()
         } catch {
-            throw BlockError("\(error)", isUnsupported: error.kind == .unsupported)
+            // ENOSPC and EDQUOT.
+            let isFull = error.kind == .host(28) || error.kind == .host(122)
+            throw BlockError("\(error)", isUnsupported: error.kind == .unsupported, isOutOfSpace: isFull)
         }
     }
 }

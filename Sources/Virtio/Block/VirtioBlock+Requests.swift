@@ -8,7 +8,15 @@ extension VirtioBlock {
     /// Does a request from beginning to end.
     func execute(_ chain: DescriptorChain, _ queue: Virtqueue, _ context: VirtioContext) {
         guard let header = header(of: chain, queue, context) else { return queue.complete(chain, written: 0) }
-        finish(chain, perform(header, chain, context), queue, context)
+        settle(chain, perform(header, chain, context), queue, context)
+    }
+
+    /// Answers a request, or holds it.
+    func settle(_ chain: DescriptorChain, _ outcome: BlockOutcome, _ queue: Virtqueue, _ context: VirtioContext) {
+        switch outcome {
+        case .status(let status): finish(chain, status, queue, context)
+        case .held(let reason): hold(chain, queue.index, reason)
+        }
     }
 
     /// nil: there is none, or no place for a status, and the driver has to reset the device.
@@ -44,7 +52,7 @@ extension VirtioBlock {
 
     func perform(
         _ header: BlockRequestHeader, _ chain: DescriptorChain, _ context: VirtioContext
-    ) -> BlockStatus {
+    ) -> BlockOutcome {
         attempt(context) { () throws(BlockError) in
             switch BlockRequestType(rawValue: header.type) {
             case .read: return try read(header, chain, context)
@@ -59,13 +67,14 @@ extension VirtioBlock {
         }
     }
 
-    /// The status of what the back end could or could not do.
-    func attempt(_ context: VirtioContext, _ body: () throws(BlockError) -> BlockStatus) -> BlockStatus {
+    /// What follows from what the back end could or could not do.
+    func attempt(_ context: VirtioContext, _ body: () throws(BlockError) -> BlockStatus) -> BlockOutcome {
         do throws(BlockError) {
-            return try body()
+            return .status(try body())
         } catch {
             context.log.note(error.description)
-            return error.isUnsupported ? .unsupported : .error
+            if error.isUnsupported { return .status(.unsupported) }
+            return isHeld(error) ? .held(error.description) : .status(.error)
         }
     }
 
@@ -132,7 +141,7 @@ extension VirtioBlock {
         if options.cache != .unsafe { try backend.flush() }
     }
 
-    private func identify(_ chain: DescriptorChain, _ context: VirtioContext) -> BlockStatus {
+    func identify(_ chain: DescriptorChain, _ context: VirtioContext) -> BlockStatus {
         let serial = Array(options.serial.utf8.prefix(BlockConfigurationOptions.serialLimit))
         let room = min(chain.writable.count - 1, BlockConfigurationOptions.serialLimit)
         let bytes = serial + [UInt8](repeating: 0, count: BlockConfigurationOptions.serialLimit - serial.count)

@@ -60,7 +60,8 @@ extension VirtioBlock {
         case .flush, .discard, .writeZeroes:
             count(bytes: 0)
             handOver(.execute(chain), index, context)
-        case .identify, nil: note(chain, perform(header, chain, context), index, context)
+        case .identify: note(chain, identify(chain, context), index, context)
+        case nil: note(chain, .unsupported, index, context)
         }
     }
 

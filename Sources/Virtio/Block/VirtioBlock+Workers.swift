@@ -66,11 +66,11 @@ extension VirtioBlock {
         switch job {
         case .execute(let chain): execute(chain, queue, context)
         case .flush(let chain):
-            let status = attempt(context) { () throws(BlockError) in
+            let outcome = attempt(context) { () throws(BlockError) in
                 try backend.flush()
                 return .ok
             }
-            finish(chain, status, queue, context)
+            settle(chain, outcome, queue, context)
         }
     }
 }

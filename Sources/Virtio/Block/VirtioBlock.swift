@@ -17,6 +17,7 @@ public final class VirtioBlock: VirtioDevice {
     let sectorCount: UInt64
     // Glue
     private let context = Mutex<VirtioContext?>(nil)
+    let holdObserver = Mutex<HoldObserver?>(nil)
     // Volatile state
     let state: Mutex<BlockState>
     let limiter: Mutex<BlockRateLimiter>
@@ -56,11 +57,19 @@ public final class VirtioBlock: VirtioDevice {
             throw .invalid(identifier: VirtioBlockSavedState.identifier, field: "size")
         }
         self.init(backend, options: options, runner: runner, parallelism: parallelism, ring: ring)
-        state.withLock { $0.isWriteback = saved.isWriteback }
+        guard saved.held.allSatisfy({ $0.queue < options.queueCount }) else {
+            throw .invalid(identifier: VirtioBlockSavedState.identifier, field: "held")
+        }
+        state.withLock { state in
+            state.isWriteback = saved.isWriteback
+            state.held = saved.held
+            state.isHeldFromBefore = true
+        }
     }
 
     public func saveState() -> [UInt8] {
-        VirtioBlockSavedState(size: backend.size, isWriteback: state.withLock { $0.isWriteback }).encoded()
+        let (isWriteback, held) = state.withLock { ($0.isWriteback, $0.held) }
+        return VirtioBlockSavedState(size: backend.size, isWriteback: isWriteback, held: held).encoded()
     }
 
     // MARK: What the driver sees
@@ -107,12 +116,29 @@ public final class VirtioBlock: VirtioDevice {
 
     var currentContext: VirtioContext? { context.withLock { $0 } }
 
-    public func start(_ context: VirtioContext) { self.context.withLock { $0 = context } }
-    public func stop() { context.withLock { $0 = nil } }
+    public func start(_ context: VirtioContext) {
+        adoptHeld(context)
+        self.context.withLock { $0 = context }
+        state.withLock { $0.retriesHeld = !$0.held.isEmpty }
+    }
+
+    /// What is held stays so: it is saved, or tried again after the next start, or gone with a reset.
+    public func stop() {
+        if let context = currentContext { holdHiddenAnswers(context) }
+        context.withLock { $0 = nil }
+    }
+
+    public func queueWasReset(_ queue: Int) { state.withLock { $0.held.removeAll { $0.queue == queue } } }
     public func reset() { state.withLock { $0 = BlockState(queueCount: options.queueCount) } }
 
     public func notify(_ queue: Int) -> Bool {
         guard let context = currentContext else { return false }
+        // The transport notifies every queue behind a start.
+        let isFirst = state.withLock { state in
+            defer { state.retriesHeld = false }
+            return state.retriesHeld
+        }
+        if isFirst { retryHeldRequests() }
         if let ring { return takeAvailable(queue, ring, context) }
         state.withLock { $0.lanes[queue].hasNews = true }
         startWorker(queue, context)
