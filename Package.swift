@@ -31,7 +31,11 @@ let package = Package(
     targets: [
         // Host floor
         .target(name: "CHost", cSettings: [.unsafeFlags(["-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing"])]),
-        .target(name: "Host", dependencies: ["CHost"], swiftSettings: strict),
+        // liburing (Debian: liburing-dev), inside the binary.
+        .target(
+            name: "CURing", cSettings: [.unsafeFlags(["-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing"])],
+            linkerSettings: [.unsafeFlags(["-Xlinker", "-l:liburing.a"])]),
+        .target(name: "Host", dependencies: ["CHost", "CURing"], swiftSettings: strict),
         .target(name: "GuestMemory", dependencies: ["CHost", "Host", "X86"], swiftSettings: strict),
 
         // zlib and zstd (Debian: zlib1g-dev, libzstd-dev), inside the binary.

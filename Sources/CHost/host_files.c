@@ -163,6 +163,7 @@ void host_monitor_destroy(struct host_monitor *monitor) {
 }
 
 void host_monitor_lock(struct host_monitor *monitor) { pthread_mutex_lock(&monitor->mutex); }
+int host_monitor_try_lock(struct host_monitor *monitor) { return pthread_mutex_trylock(&monitor->mutex) == 0; }
 void host_monitor_unlock(struct host_monitor *monitor) { pthread_mutex_unlock(&monitor->mutex); }
 void host_monitor_wait(struct host_monitor *monitor) { pthread_cond_wait(&monitor->condition, &monitor->mutex); }
 void host_monitor_wake_all(struct host_monitor *monitor) { pthread_cond_broadcast(&monitor->condition); }

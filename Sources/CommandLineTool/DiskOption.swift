@@ -55,13 +55,18 @@ struct DiskOption: Equatable {
                 throw ValidationError("The cache modes are: writeback, writethrough, none, unsafe.")
             }
             options.cache = cache
+        case ("aio", let value?):
+            guard let transfers = BlockConfigurationOptions.Transfers(rawValue: value) else {
+                throw ValidationError("aio must be io_uring or threads.")
+            }
+            options.transfers = transfers
         case ("iops", let value?):
             guard let count = UInt64(value), count > 0 else { throw ValidationError("iops must be a number from 1.") }
             options.limits.operationsPerSecond = count
         case ("bps", let value?): options.limits.bytesPerSecond = try Self.rate(value)
         default:
             throw ValidationError(
-                "A disk has no '\(part)'; it has readonly, format=, serial=, queues=, cache=, iops= and bps=.")
+                "A disk has no '\(part)'; it has readonly, format=, serial=, queues=, cache=, aio=, iops= and bps=.")
         }
     }
 

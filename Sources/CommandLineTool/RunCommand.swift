@@ -46,7 +46,7 @@ struct RunCommand: ParsableCommand {
               relative to the current directory. `martlet config schema` prints the JSON schema.
 
             DISKS
-              --disk FILE[,readonly][,format=raw|qcow2][,serial=NAME][,queues=N][,cache=MODE][,iops=N][,bps=SIZE]
+              --disk FILE[,readonly][,format=raw|qcow2][,serial=NAME][,queues=N][,cache=MODE][,KEY=VALUE…]
               FILE          a raw image, a block device or a qcow2 image (martlet image makes them); it is locked while
                             the machine runs (several machines may share it if all have it readonly). A comma in its
                             name is written twice.
@@ -57,6 +57,7 @@ struct RunCommand: ParsableCommand {
               cache=MODE    writeback: safe after the guest's flushes (the default); writethrough: safe after each
                             write; none: past the host's page cache; unsafe: flushes do nothing, for disks that are
                             thrown away
+              aio=          who waits for the host's disk: io_uring (the default where the host allows it), or threads
               iops=N        at most so many requests a second
               bps=SIZE      at most so many bytes a second, such as 50M
 

@@ -11,8 +11,7 @@ public struct BlockCapabilities: Equatable, Sendable {
     public var hasFastZeroes: Bool
 }
 
-/// What is behind a range of a disk. An asynchronous reader does `.data` itself on `file`'s descriptor and leaves the
-/// other kinds to `BlockDevice.read`.
+/// What is behind a range of a disk, as of now: whoever moves the bytes itself takes a `BlockLease`.
 public enum BlockMapping: Sendable {
     /// Bytes of a file, from `offset` on. Valid until the range is next written, discarded or zeroed.
     case data(any ImageStorage, offset: UInt64)
@@ -45,6 +44,10 @@ public protocol BlockDevice: AnyObject, Sendable {
     func writeZeroes(_ range: Range<UInt64>, mayUnmap: Bool) throws(DiskError)
     /// The range's content is not needed any more. What it reads as afterwards is not said.
     func discard(_ range: Range<UInt64>) throws(DiskError)
+    /// The range of `memory` at `offset`, for the caller to move. Never waits: nil where somebody changes the range, where
+    /// it takes more than moving bytes (decompressing, allocating, reading a table), and where it is an error; then `read`
+    /// or `write` does it.
+    func lease(_ memory: TransferMemory, at offset: UInt64, forWriting: Bool) -> BlockLease?
     func flush() throws(DiskError)
     /// What is behind `offset`; at most `limit` bytes of it, and at least one.
     func extent(at offset: UInt64, limit: UInt64) throws(DiskError) -> BlockExtent
@@ -55,6 +58,8 @@ public protocol BlockDevice: AnyObject, Sendable {
 }
 
 extension BlockDevice {
+    public func lease(_ memory: TransferMemory, at offset: UInt64, forWriting: Bool) -> BlockLease? { nil }
+
     /// Fails unless `count` bytes at `offset` are inside the disk.
     func requireInside(_ offset: UInt64, _ count: UInt64) throws(DiskError) {
         guard offset <= size, count <= size - offset else {

@@ -26,6 +26,10 @@ public protocol ImageStorage: AnyObject, Sendable {
     func allocatedSize() throws(DiskError) -> UInt64
     /// For input and output of one's own; nil where there is no file.
     var descriptor: BorrowedDescriptor? { get }
+    /// The same for one transfer: nil also where that has to go through `read` or `write`.
+    func descriptor(for memory: TransferMemory, at offset: UInt64) -> BorrowedDescriptor?
+    /// Whether what is written goes into the host's page cache, which seldom takes long.
+    var isCached: Bool { get }
     /// Which file of the host this is; nil where it is none.
     var identity: BlockFile.Identity? { get }
     var logicalBlockSize: Int { get }
@@ -34,6 +38,9 @@ public protocol ImageStorage: AnyObject, Sendable {
 }
 
 extension ImageStorage {
+    public func descriptor(for memory: TransferMemory, at offset: UInt64) -> BorrowedDescriptor? { nil }
+    public var isCached: Bool { false }
+
     func read(count: Int, at offset: UInt64) throws(DiskError) -> PageBuffer {
         let buffer = PageBuffer(count: count)
         try read(into: buffer.memory, at: offset)

@@ -10,6 +10,8 @@ public final class Monitor: @unchecked Sendable {
     deinit { host_monitor_destroy(handle) }
 
     public func lock() { host_monitor_lock(handle) }
+    /// The lock if nobody has it, without waiting.
+    public func tryLock() -> Bool { host_monitor_try_lock(handle) == 1 }
     public func unlock() { host_monitor_unlock(handle) }
 
     /// Gives the lock up until `wakeAll()`, and has it again when it returns. It may return early: look again.

@@ -128,7 +128,8 @@ public final class ActivityGate: Sendable {
         }
     }
 
-    public func leave() { state.withLock { $0.active -= 1 } }
+    /// So many that entered.
+    public func leave(_ count: Int = 1) { state.withLock { $0.active -= count } }
 
     func open() { state.withLock { $0.isOpen = true } }
 

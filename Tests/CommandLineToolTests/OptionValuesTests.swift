@@ -72,10 +72,12 @@ struct OptionValuesTests {
     func disk() throws {
         #expect(try DiskOption.parse("a.raw") == DiskOption(path: "a.raw"))
         let full = try DiskOption.parse(
-            "/x/a,,b.raw,readonly,format=raw,serial=S1,queues=4,cache=unsafe,iops=100,bps=2M")
+            "/x/a,,b.raw,readonly,format=raw,serial=S1,queues=4,cache=unsafe,aio=threads,iops=100,bps=2M")
         #expect(full.path == "/x/a,b.raw" && full.isReadOnly && full.format == .raw)
         #expect(try DiskOption.parse("a,format=qcow2").format == .qcow2)
         #expect(full.options.serial == "S1" && full.options.queueCount == 4 && full.options.cache == .unsafe)
+        #expect(full.options.transfers == .threads)
+        #expect(try DiskOption.parse("a,aio=io_uring").options.transfers == .ioUring)
         #expect(full.options.limits == .init(bytesPerSecond: 2 << 20, operationsPerSecond: 100))
     }
 
@@ -84,7 +86,7 @@ struct OptionValuesTests {
         arguments: [
             "", ",readonly", "a,", "a,readonly=1", "a,format=vmdk", "a,format", "a,serial=", "a,serial=a b",
             "a,serial=123456789012345678901", "a,queues=0", "a,queues=17", "a,queues=x", "a,cache=fast", "a,iops=0",
-            "a,bps=x", "a,bps=0", "a,bps=99999999999999999999", "a,x=1",
+            "a,aio=native", "a,aio", "a,bps=x", "a,bps=0", "a,bps=99999999999999999999", "a,x=1",
         ])
     func badDisk(text: String) {
         #expect(throws: (any Error).self) { try DiskOption.parse(text) }

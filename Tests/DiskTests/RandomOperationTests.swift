@@ -30,7 +30,11 @@ struct ModelDisk {
         case 0..<45:
             let seed = UInt8.random(in: 1...255, using: &random)
             let data = range.indices.map { UInt8(truncatingIfNeeded: ($0 >> 9) &* 31) ^ seed }
-            try disk.write(data, at: bounds.lowerBound)
+            if Bool.random(using: &random) {
+                try disk.writeLeased(data, at: bounds.lowerBound)
+            } else {
+                try disk.write(data, at: bounds.lowerBound)
+            }
             bytes.replaceSubrange(range, with: data)
         case 45..<60:
             try disk.writeZeroes(bounds, mayUnmap: Bool.random(using: &random))
@@ -40,6 +44,8 @@ struct ModelDisk {
             try disk.discard(bounds)
             bytes.replaceSubrange(range, with: try disk.read(count: range.count, at: bounds.lowerBound))
         case 70..<74: try disk.flush()
+        case 74..<85:
+            #expect(try disk.readLeased(count: range.count, at: bounds.lowerBound) == Array(bytes[range]), "\(range)")
         default: #expect(try disk.read(count: range.count, at: bounds.lowerBound) == Array(bytes[range]), "\(range)")
         }
     }

@@ -12,69 +12,6 @@ import X86
     import Glibc
 #endif
 
-/// A disk in memory that fails when it is told to.
-final class MemoryDisk: BlockBackend {
-    struct State: Sendable {
-        var bytes: [UInt8]
-        var failure: BlockError?
-        var flushes = 0
-        var discards: [Range<UInt64>] = []
-    }
-
-    let isReadOnly: Bool
-    let size: UInt64
-    let state: Mutex<State>
-
-    init(size: Int, isReadOnly: Bool = false) {
-        self.size = UInt64(size)
-        self.isReadOnly = isReadOnly
-        state = Mutex(State(bytes: (0..<size).map { UInt8(truncatingIfNeeded: $0 / 512 + 1) }))
-    }
-
-    func fail(_ error: BlockError?) { state.withLock { $0.failure = error } }
-    var flushes: Int { state.withLock { $0.flushes } }
-
-    private func change(_ body: (inout State) -> Void) throws(BlockError) {
-        let failure = state.withLock { state in
-            if state.failure == nil { body(&state) }
-            return state.failure
-        }
-        if let failure { throw failure }
-    }
-
-    func read(into segments: IOSegments, at offset: UInt64) throws(BlockError) {
-        try change { state in
-            var position = Int(offset)
-            for buffer in segments.buffers {
-                buffer.copyBytes(from: state.bytes[position..<position + buffer.count])
-                position += buffer.count
-            }
-        }
-    }
-
-    func write(from segments: IOSegments, at offset: UInt64) throws(BlockError) {
-        try change { state in
-            var position = Int(offset)
-            for buffer in segments.buffers {
-                state.bytes.replaceSubrange(position..<position + buffer.count, with: buffer)
-                position += buffer.count
-            }
-        }
-    }
-
-    func flush() throws(BlockError) { try change { $0.flushes += 1 } }
-
-    func discard(at offset: UInt64, count: UInt64) throws(BlockError) {
-        try change { $0.discards.append(offset..<offset + count) }
-    }
-
-    func writeZeroes(at offset: UInt64, count: UInt64, mayUnmap: Bool) throws(BlockError) {
-        try change { state in
-            for index in Int(offset)..<Int(offset + count) { state.bytes[index] = 0 }
-        }
-    }
-}
-
 @Suite("Block device")
 struct BlockTests {
     private static let size = 64 << 10
@@ -104,12 +41,12 @@ struct BlockTests {
     private let data = [UInt8](repeating: 0xA5, count: 1024)
 
     private func makeDriver(
-        _ disk: any BlockBackend, style: DriverStyle = DriverStyle(), features: UInt64 = BlockFeature.flush,
-        options: BlockConfigurationOptions = BlockConfigurationOptions(), runner: any JobRunner = ImmediateRunner()
+        _ path: BlockPath, _ disk: any BlockBackend, style: DriverStyle = DriverStyle(),
+        features: UInt64 = BlockFeature.flush, options: BlockConfigurationOptions = BlockConfigurationOptions()
     ) throws -> ModelDriver {
-        let driver = try ModelDriver(
-            VirtioBlock(disk, options: options, runner: runner, parallelism: runner is ImmediateRunner ? 1 : 4),
-            style: style)
+        let bench = try BlockBench(path, disk, options: options)
+        let driver = try ModelDriver(bench.device, style: style)
+        driver.attachments = [bench]
         try #require(driver.start(features: features))
         return driver
     }
@@ -118,25 +55,25 @@ struct BlockTests {
         try driver.request(parts + [.writable(1)])?.bytes.last
     }
 
-    @Test("Reads and writes", arguments: DriverStyle.all)
-    func transfers(style: DriverStyle) throws {
-        let disk = MemoryDisk(size: Self.size)
-        let driver = try makeDriver(disk, style: style)
+    @Test("Reads and writes", arguments: BlockPath.available, DriverStyle.all)
+    func transfers(path: BlockPath, style: DriverStyle) throws {
+        let disk = try MemoryDisk(size: Self.size)
+        let driver = try makeDriver(path, disk, style: style)
         let read = try driver.request([header(0, 3), .writable(512), .writable(512), .writable(1)])
         #expect(read?.bytes == Self.sectors([4, 5]))
         #expect(read?.written == 1025)
         #expect(try status(driver, [header(1, 126), .readable(data)]) == 0)
-        #expect(disk.state.withLock { Array($0.bytes[(126 * 512)...]) } == data)
+        #expect(Array(disk.bytes[(126 * 512)...]) == data)
         // The header and the status anywhere: layout means nothing (§2.7.4).
         let split: [ModelQueue.Part] = [.readable([0, 0, 0, 0, 0]), .readable([0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0])]
         #expect(try driver.request(split + [.writable(513)])?.bytes == Self.sectors([2]))
     }
 
     /// (request, status)
-    @Test("Requests that cannot be done")
-    func refusals() throws {
-        let disk = MemoryDisk(size: Self.size)
-        let driver = try makeDriver(disk)
+    @Test("Requests that cannot be done", arguments: BlockPath.available)
+    func refusals(path: BlockPath) throws {
+        let disk = try MemoryDisk(size: Self.size)
+        let driver = try makeDriver(path, disk)
         let table: [([ModelQueue.Part], UInt8)] = [
             ([header(1, 127), .readable(data)], 1), ([header(1, 128), .readable(data)], 1),
             ([header(1, .max), .readable(data)], 1), ([header(1, 1 << 55), .readable(data)], 1),
@@ -150,19 +87,21 @@ struct BlockTests {
         for (index, (request, expected)) in table.enumerated() {
             #expect(try status(driver, request) == expected, "row \(index)")
         }
-        let readOnly = try makeDriver(MemoryDisk(size: Self.size, isReadOnly: true), features: BlockFeature.readOnly)
+        let readOnly = try makeDriver(
+            path, try MemoryDisk(size: Self.size, isReadOnly: true), features: BlockFeature.readOnly)
         #expect(try status(readOnly, [header(1), .readable(data)]) == 1)
         #expect(try status(readOnly, [header(13), range(0, 1)]) == 1)
     }
 
-    @Test("Discard, write zeroes, flush and identify")
-    func commands() throws {
-        let disk = MemoryDisk(size: Self.size)
-        let driver = try makeDriver(disk, options: BlockConfigurationOptions(serial: "SERIAL-0123456789-TOO-LONG"))
+    @Test("Discard, write zeroes, flush and identify", arguments: BlockPath.available)
+    func commands(path: BlockPath) throws {
+        let disk = try MemoryDisk(size: Self.size)
+        let options = BlockConfigurationOptions(serial: "SERIAL-0123456789-TOO-LONG")
+        let driver = try makeDriver(path, disk, options: options)
         #expect(try status(driver, [header(11), range(8, 4), range(0, 0), range(100, 28)]) == 0)
         #expect(disk.state.withLock { $0.discards } == [4096..<6144, 51200..<65536])
         #expect(try status(driver, [header(13), range(1, 2, flags: 1)]) == 0)
-        #expect(disk.state.withLock { $0.bytes[512..<1536].allSatisfy { $0 == 0 } && $0.bytes[1536] == 4 })
+        #expect(disk.bytes[512..<1536].allSatisfy { $0 == 0 } && disk.bytes[1536] == 4)
         #expect(disk.flushes == 0)
         #expect(try status(driver, [header(4)]) == 0)
         #expect(disk.flushes == 1)
@@ -173,18 +112,19 @@ struct BlockTests {
     }
 
     @Test(
-        "Cache modes: how many flushes a write and a flush make",
-        arguments: [
+        "Cache modes: how many flushes a write and a flush make", arguments: BlockPath.available,
+        [
             (.writeback, BlockFeature.flush, 1, 0, 1), (.writeback, 0, 1, 1, 2),
             (.writethrough, BlockFeature.flush, 1, 1, 2), (.unsafe, BlockFeature.flush, 1, 0, 0),
             (.writeback, BlockFeature.flush | BlockFeature.configurableCache, 0, 1, 2),
             (.writeback, BlockFeature.flush | BlockFeature.configurableCache, 1, 0, 1),
         ] as [(BlockConfigurationOptions.Cache, UInt64, UInt64, Int, Int)])
     func cacheModes(
-        cache: BlockConfigurationOptions.Cache, features: UInt64, writeback: UInt64, afterWrite: Int, afterFlush: Int
+        path: BlockPath, row: (BlockConfigurationOptions.Cache, UInt64, UInt64, Int, Int)
     ) throws {
-        let disk = MemoryDisk(size: Self.size)
-        let driver = try makeDriver(disk, features: features, options: BlockConfigurationOptions(cache: cache))
+        let (cache, features, writeback, afterWrite, afterFlush) = row
+        let disk = try MemoryDisk(size: Self.size)
+        let driver = try makeDriver(path, disk, features: features, options: BlockConfigurationOptions(cache: cache))
         driver.write(VirtioPCILayout.device + UInt64(BlockConfiguration.writeback), .byte, writeback)
         #expect(try status(driver, [header(1), .readable(data)]) == 0)
         #expect(disk.flushes == afterWrite)
@@ -192,10 +132,10 @@ struct BlockTests {
         #expect(disk.flushes == afterFlush)
     }
 
-    @Test("Errors of the host become errors of the request, and the device goes on")
-    func errorInjection() throws {
-        let disk = MemoryDisk(size: Self.size)
-        let driver = try makeDriver(disk)
+    @Test("Errors of the host become errors of the request, and the device goes on", arguments: BlockPath.available)
+    func errorInjection(path: BlockPath) throws {
+        let disk = try MemoryDisk(size: Self.size)
+        let driver = try makeDriver(path, disk)
         for (error, expected) in [(BlockError("no"), UInt8(1)), (BlockError("no", isUnsupported: true), 2)] {
             disk.fail(error)
             #expect(try status(driver, [header(0), .writable(512)]) == expected)
@@ -210,19 +150,21 @@ struct BlockTests {
     }
 
     /// (parts): requests whose status has no place, or that have no header.
-    @Test("A request without a header or a status needs a reset", arguments: [0, 1, 2, 3])
-    func malformed(number: Int) throws {
-        let driver = try makeDriver(MemoryDisk(size: Self.size))
+    @Test("A request without a header or a status needs a reset", arguments: BlockPath.available, [0, 1, 2, 3])
+    func malformed(path: BlockPath, number: Int) throws {
+        let driver = try makeDriver(path, try MemoryDisk(size: Self.size))
         let parts: [ModelQueue.Part] =
             [[.readable([0, 0, 0, 0])], [header(1), .readable(data)], [.writable(1)], [.readable([])]][number]
         try driver.queues[0].submit(parts + (number == 0 ? [.writable(1)] : []))
         driver.notify()
+        _ = driver.waitForUsed(count: 1)
         #expect(driver.needsReset)
     }
 
-    @Test("What a driver reads of the disk")
-    func configuration() throws {
-        let driver = try makeDriver(MemoryDisk(size: Self.size), options: BlockConfigurationOptions(queueCount: 4))
+    @Test("What a driver reads of the disk", arguments: BlockPath.available)
+    func configuration(path: BlockPath) throws {
+        let options = BlockConfigurationOptions(queueCount: 4)
+        let driver = try makeDriver(path, try MemoryDisk(size: Self.size), options: options)
         func field(_ offset: Int, _ width: AccessWidth) -> UInt64 {
             driver.read(VirtioPCILayout.device + UInt64(offset), width)
         }
@@ -239,19 +181,17 @@ struct BlockTests {
         }
     }
 
-    @Test("Worker threads, many requests at once, and a save in the middle", arguments: [false, true])
-    func concurrency(isPacked: Bool) throws {
-        let path = "/tmp/martlet-block-test-\(getpid())-\(isPacked)"
-        let created = open(path, O_RDWR | O_CREAT | O_TRUNC, 0o600)
+    @Test("Many requests at once, and a save in the middle", arguments: BlockPath.available, [false, true])
+    func concurrency(path: BlockPath, isPacked: Bool) throws {
+        let name = "/tmp/martlet-block-test-\(getpid())-\(path)-\(isPacked)"
+        let created = open(name, O_RDWR | O_CREAT | O_TRUNC, 0o600)
         try #require(created >= 0 && ftruncate(created, 1 << 20) == 0)
         close(created)
-        defer { unlink(path) }
-        let disk = ImageDisk(try DiskImage.open(path, .raw, DiskImage.Options(isWritable: true)))
+        defer { unlink(name) }
+        let disk = ImageDisk(try DiskImage.open(name, .raw, DiskImage.Options(isWritable: true)))
         defer { #expect(throws: Never.self) { try disk.close() } }
-        #expect(throws: DiskError.self) { try DiskImage.open(path, .raw, DiskImage.Options(isWritable: true)) }
-        let pool = WorkerPool(name: "test disk", limit: 4)
-        defer { pool.stop() }
-        var driver = try makeDriver(disk, style: DriverStyle(isPacked: isPacked, hasEventIndex: true), runner: pool)
+        #expect(throws: DiskError.self) { try DiskImage.open(name, .raw, DiskImage.Options(isWritable: true)) }
+        var driver = try makeDriver(path, disk, style: DriverStyle(isPacked: isPacked, hasEventIndex: true))
         var done = 0
         for round in 0..<50 {
             var submitted = 0
@@ -264,9 +204,12 @@ struct BlockTests {
                 driver.transport.pause()
                 let saved = try VirtioPCISavedState(encoded: driver.transport.save().encoded())
                 let state = try VirtioBlockSavedState(encoded: saved.device)
-                let device = try VirtioBlock(restoring: state, disk, runner: pool)
+                let bench = try BlockBench(path, disk, restoring: state)
+                let former = driver
                 driver = ModelDriver(
-                    continuing: driver, with: try VirtioPCIDevice(restoring: saved, device, memory: driver.memory))
+                    continuing: former,
+                    with: try VirtioPCIDevice(restoring: saved, bench.device, memory: former.memory))
+                driver.attachments = former.attachments + [bench]
                 driver.transport.resume()
             }
             let used = driver.waitForUsed(count: submitted)
@@ -289,20 +232,5 @@ struct BlockTests {
         #expect(limiter.delay(bytes: .max, now: 10_000_000_000) == 0)
         #expect(limiter.delay(bytes: 0, now: 10_000_000_000) == 900_000_000)
         #expect(limiter.delay(bytes: 0, now: 60_000_000_000) == 0)
-    }
-}
-
-@Suite("Entropy device")
-struct EntropyTests {
-    @Test("Fills buffers of any size, up to its limit")
-    func fills() throws {
-        let driver = try ModelDriver(VirtioEntropy())
-        try #require(driver.start())
-        let first = try driver.request([.writable(64)])
-        let second = try driver.request([.writable(64)])
-        #expect(first?.written == 64 && first?.bytes != second?.bytes)
-        #expect(try driver.request([.writable(40000), .writable(40000)])?.written == 65536)
-        #expect(try driver.request([.readable([1])])?.written == 0)
-        #expect(!driver.needsReset)
     }
 }

@@ -188,23 +188,7 @@ struct CardFixture {
 
     /// From now on `takeInterrupts` counts them by queue.
     func enableVectors() throws {
-        let function = driver.transport.function
-        var capability = Int(function.readConfiguration(at: 0x34, width: .byte))
-        while capability != 0, function.readConfiguration(at: capability, width: .byte) != 0x11 {
-            capability = Int(function.readConfiguration(at: capability + 1, width: .byte))
-        }
-        try #require(capability != 0)
-        function.writeConfiguration(0x8000, at: capability + 2, width: .word)
-        let table = try #require(driver.connection.regions.last)
-        for vector in 0...UInt64(driver.queues.count) {
-            _ = table.device.write(offset: vector * 16, width: .quad, value: 0xFEE0_0000)
-            _ = table.device.write(offset: vector * 16 + 8, width: .quad, value: vector)
-        }
-        driver.write(VirtioCommonRegister.configurationVector, .word, 0)
-        for queue in driver.queues.indices {
-            driver.write(VirtioCommonRegister.queueSelect, .word, UInt64(queue))
-            driver.write(VirtioCommonRegister.queueVector, .word, UInt64(queue + 1))
-        }
+        try driver.enableVectors()
     }
 
     /// How many messages came: vector 0 is the configuration's, vector 1 that of queue 0.

@@ -2,6 +2,7 @@ import DeviceModel
 import GuestMemory
 import Host
 import Synchronization
+import Testing
 import X86
 
 @testable import Virtio
@@ -18,7 +19,12 @@ final class RecordingConnection: PCIConnection {
 
     func decode(_ regions: [PCIRegion]) { state.withLock { $0.regions = regions } }
     func setInterruptPin(_ level: Bool) { state.withLock { $0.pin = level } }
-    func send(_ message: PCIMessage) { state.withLock { $0.messages.append(message) } }
+    func send(_ message: PCIMessage) {
+        state.withLock { $0.messages.append(message) }
+        bell.ring(1)
+    }
+    /// Rings with each message.
+    let bell = FutexWord()
 
     var pin: Bool { state.withLock { $0.pin } }
     var regions: [PCIRegion] { state.withLock { $0.regions } }
@@ -74,6 +80,8 @@ final class ModelDriver {
     let connection = RecordingConnection()
     let style: DriverStyle
     private(set) var queues: [ModelQueue] = []
+    /// What the device works with, for as long.
+    var attachments: [AnyObject] = []
 
     static func makeMemory() throws -> GuestMemory {
         GuestMemory(regions: [
@@ -81,11 +89,14 @@ final class ModelDriver {
         ])
     }
 
-    init(_ device: any VirtioDevice, style: DriverStyle = DriverStyle(), memory: GuestMemory? = nil) throws {
+    init(
+        _ device: any VirtioDevice, style: DriverStyle = DriverStyle(), memory: GuestMemory? = nil,
+        doorbellThread: DoorbellThread? = nil
+    ) throws {
         let memory = try memory ?? Self.makeMemory()
         self.memory = memory
         self.style = style
-        transport = try VirtioPCIDevice(device, memory: memory)
+        transport = try VirtioPCIDevice(device, memory: memory, doorbellThread: doorbellThread)
         transport.function.connect(transport, to: connection)
         transport.function.writeConfiguration(
             UInt64(PCICommand.memorySpace | PCICommand.busMaster), at: PCIRegister.command, width: .word)
@@ -99,6 +110,9 @@ final class ModelDriver {
         queues = other.queues
         transport.function.connect(transport, to: connection)
     }
+
+    /// Without this, function and transport keep each other, and the device's files.
+    deinit { transport.shutDown() }
 
     // MARK: Registers
 
@@ -169,6 +183,27 @@ final class ModelDriver {
         write(VirtioCommonRegister.queueEnable, .word, 1)
     }
 
+    /// From now on interrupts are messages: 0 for the configuration, 1 for queue 0, and so on.
+    func enableVectors() throws {
+        let function = transport.function
+        var capability = Int(function.readConfiguration(at: 0x34, width: .byte))
+        while capability != 0, function.readConfiguration(at: capability, width: .byte) != 0x11 {
+            capability = Int(function.readConfiguration(at: capability + 1, width: .byte))
+        }
+        try #require(capability != 0)
+        function.writeConfiguration(0x8000, at: capability + 2, width: .word)
+        let table = try #require(connection.regions.last)
+        for vector in 0...UInt64(queues.count) {
+            _ = table.device.write(offset: vector * 16, width: .quad, value: 0xFEE0_0000)
+            _ = table.device.write(offset: vector * 16 + 8, width: .quad, value: vector)
+        }
+        write(VirtioCommonRegister.configurationVector, .word, 0)
+        for queue in queues.indices {
+            write(VirtioCommonRegister.queueSelect, .word, UInt64(queue))
+            write(VirtioCommonRegister.queueVector, .word, UInt64(queue + 1))
+        }
+    }
+
     func notify(_ index: Int = 0) { write(VirtioPCILayout.notify + UInt64(index) * 4, .word, UInt64(index)) }
 
     /// Submits one buffer, notifies, and waits until the device has used it.
@@ -217,6 +252,8 @@ final class ModelQueue {
     private let memory: GuestMemory
     private let data: UInt64
     private var nextData: UInt64 = 0
+    /// Whole sectors start at a page, as O_DIRECT wants it.
+    var alignsSectors = false
     private var nextToken = 0
     private var free: [UInt16]
     private var outstanding: [UInt16: Buffer] = [:]
@@ -248,6 +285,7 @@ final class ModelQueue {
 
     private func allocate(_ count: Int) -> UInt64 {
         // 128 KiB of data for each queue, used in turn.
+        if alignsSectors, count % 512 == 0 { nextData = (nextData + 4095) & ~4095 }
         if nextData + UInt64(count) > 0x28000 { nextData = 0 }
         defer { nextData += UInt64(count + 15) & ~15 }
         return data + nextData

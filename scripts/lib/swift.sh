@@ -8,7 +8,8 @@ swift_advice="Install Swift $swift_minimum or later (https://www.swift.org/insta
 require_build_packages() {
     require_packages git:git /usr/include/stdio.h:libc6-dev '/usr/lib/gcc/x86_64-linux-gnu/*/libstdc++.so:libstdc++-12-dev' \
         /usr/lib/x86_64-linux-gnu/libz.a:zlib1g-dev /usr/lib/x86_64-linux-gnu/libzstd.a:libzstd-dev \
-        /usr/include/slirp/libslirp.h:libslirp-dev /usr/include/yaml.h:libyaml-dev
+        /usr/include/slirp/libslirp.h:libslirp-dev /usr/include/yaml.h:libyaml-dev \
+        /usr/lib/x86_64-linux-gnu/liburing.a:liburing-dev
 }
 
 require_swift() {

@@ -62,6 +62,8 @@ struct host_monitor;
 struct host_monitor *_Nonnull host_monitor_create(void);
 void host_monitor_destroy(struct host_monitor *_Nonnull monitor);
 void host_monitor_lock(struct host_monitor *_Nonnull monitor);
+/// 1 with the lock, 0 where somebody else has it.
+int host_monitor_try_lock(struct host_monitor *_Nonnull monitor);
 void host_monitor_unlock(struct host_monitor *_Nonnull monitor);
 void host_monitor_wait(struct host_monitor *_Nonnull monitor);
 void host_monitor_wake_all(struct host_monitor *_Nonnull monitor);

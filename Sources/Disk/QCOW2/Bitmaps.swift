@@ -95,7 +95,8 @@ final class BitmapTracker {
 
     private let directory: BitmapDirectory
     private var bitmaps: [Bitmap] = []
-    private var isMarkedInUse = false
+    /// On the medium: marking costs nothing any more.
+    private(set) var isMarkedInUse = false
     /// More memory than bitmaps of any sensible granularity take.
     private static let mostBytes: UInt64 = 256 << 20
 

@@ -37,6 +37,9 @@ final class MetadataCache {
     /// Whether the next new slice needs somebody to make a place by writing a dirty one.
     var isFullOfDirty: Bool { slices.count >= capacity && dirty.count >= capacity / 2 }
 
+    /// Whether the slice that starts at `offset` is in memory.
+    func has(_ offset: UInt64) -> Bool { last?.offset == offset || slices[offset] != nil }
+
     /// The slice that starts at `offset`.
     func slice(at offset: UInt64) throws(DiskError) -> MetadataSlice {
         if let last, last.offset == offset { return last }

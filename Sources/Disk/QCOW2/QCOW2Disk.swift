@@ -4,14 +4,17 @@ public import Host
 ///
 /// Tables are looked at and changed under one lock; data is moved outside of it, by as many threads as call.
 public final class QCOW2Disk: BlockDevice, @unchecked Sendable {
-    // SAFETY: the variables and `metadata` are only touched between `lock.lock()` and `lock.unlock()`, except in `init`.
+    // SAFETY: the variables and `metadata` are only touched between `lock.lock()` and `lock.unlock()`, except in `init`;
+    // `order` between `turns.lock()` and `turns.unlock()`.
     let metadata: QCOW2Metadata
     public let backing: (any BlockDevice)?
     let lock = Monitor()
+    /// Held for moments only: whoever ends a transfer does not wait for a flush that holds `lock`.
+    private let turns = Monitor()
     private var order = RequestOrder()
     private var lastDecompressed: (entry: L2Entry, bytes: PageBuffer)?
-    private let cache: CacheMode
-    private var isClosed = false
+    let cache: CacheMode
+    private(set) var isClosed = false
     /// Set once the image was found good to be written; before that, nothing may be.
     var isReady = false
     let isWritable: Bool
@@ -32,6 +35,8 @@ public final class QCOW2Disk: BlockDevice, @unchecked Sendable {
     public var path: String { metadata.storage.path }
 
     public var size: UInt64 {
+        // What is only read does not change.
+        guard isWritable else { return metadata.header.size }
         lock.lock()
         defer { lock.unlock() }
         return metadata.header.size
@@ -47,19 +52,31 @@ public final class QCOW2Disk: BlockDevice, @unchecked Sendable {
 
     /// Waits until the clusters of the range may be used in that way.
     func enter(_ range: Range<UInt64>, exclusive: Bool) -> RequestOrder.Ticket {
-        let mask = clusterSize - 1
-        let whole = range.lowerBound & ~mask..<(max(range.upperBound, range.lowerBound + 1) &+ mask) & ~mask
-        lock.lock()
-        defer { lock.unlock() }
-        while !order.isFree(whole, exclusive: exclusive) { lock.wait() }
+        let whole = clusters(around: range)
+        turns.lock()
+        defer { turns.unlock() }
+        while !order.isFree(whole, exclusive: exclusive) { turns.wait() }
         return order.enter(whole, exclusive: exclusive)
     }
 
+    /// The same, if nobody has to be waited for.
+    func tryEnter(_ range: Range<UInt64>, exclusive: Bool) -> RequestOrder.Ticket? {
+        let whole = clusters(around: range)
+        turns.lock()
+        defer { turns.unlock() }
+        return order.isFree(whole, exclusive: exclusive) ? order.enter(whole, exclusive: exclusive) : nil
+    }
+
+    private func clusters(around range: Range<UInt64>) -> Range<UInt64> {
+        let mask = clusterSize - 1
+        return range.lowerBound & ~mask..<(max(range.upperBound, range.lowerBound + 1) &+ mask) & ~mask
+    }
+
     func leave(_ ticket: RequestOrder.Ticket) {
-        lock.lock()
+        turns.lock()
         order.leave(ticket)
-        lock.unlock()
-        lock.wakeAll()
+        turns.unlock()
+        turns.wakeAll()
     }
 
     /// Runs `body` under the lock while no request runs, for what changes the image as a whole.

@@ -1,9 +1,9 @@
 internal import Host
 
 /// Keeps requests that would disturb each other apart: several may read or write data in place in the same range, but
-/// who changes what belongs to a range has it alone. Used under the disk's lock.
+/// who changes what belongs to a range has it alone. Used under a lock.
 struct RequestOrder {
-    struct Ticket {
+    struct Ticket: Sendable {
         fileprivate var number: UInt64
     }
 

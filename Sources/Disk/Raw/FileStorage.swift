@@ -7,7 +7,8 @@ public final class FileStorage: ImageStorage {
     private let lock: ImageLock?
     public let logicalBlockSize: Int
     public let identity: BlockFile.Identity?
-    /// Held while a block that is only partly written is read, changed and written back (O_DIRECT).
+    /// With O_DIRECT: held while a block that is only partly written is read, changed and written back, and the file cut
+    /// off again where the block is longer; and by whoever makes the file longer, or asks how long it is, meanwhile.
     private let partialBlocks = Monitor()
 
     /// What others may do with the file while it is open here.
@@ -61,10 +62,33 @@ public final class FileStorage: ImageStorage {
     public var path: String { file.path }
     public var isWritable: Bool { file.isWritable }
     public var descriptor: BorrowedDescriptor? { file.descriptor }
+
+    /// Not where the transfer has to be made to fit blocks or may make the file longer (O_DIRECT), or a write has to be
+    /// followed by a flush.
+    public func descriptor(for memory: TransferMemory, at offset: UInt64) -> BorrowedDescriptor? {
+        guard cache != .writethrough, file.isAligned(memory, at: offset) else { return nil }
+        return isDirect && isBehindEnd(offset &+ UInt64(memory.count)) ? nil : file.descriptor
+    }
+
+    public var isCached: Bool { cache == .writeback }
     public var isBlockDevice: Bool { file.kind == .blockDevice }
 
+    private var isDirect: Bool { file.transferAlignment > 1 }
+
+    /// Runs `body` alone among those who change the file's size, or parts of blocks, with O_DIRECT.
+    private func alone<Result>(_ body: () throws(HostError) -> Result) throws(DiskError) -> Result {
+        guard isDirect else { return try host(body) }
+        partialBlocks.lock()
+        defer { partialBlocks.unlock() }
+        return try host(body)
+    }
+
     public func currentSize() throws(DiskError) -> UInt64 {
-        try host { () throws(HostError) in try file.facts().size }
+        try alone { () throws(HostError) in try file.facts().size }
+    }
+
+    private func isBehindEnd(_ end: UInt64) -> Bool {
+        !isBlockDevice && end > (try? file.facts().size) ?? 0
     }
 
     public func allocatedSize() throws(DiskError) -> UInt64 {
@@ -80,10 +104,12 @@ public final class FileStorage: ImageStorage {
     }
 
     public func write(_ memory: TransferMemory, at offset: UInt64) throws(DiskError) {
-        if file.isAligned(memory, at: offset) {
-            try host { () throws(HostError) in try file.write(memory, at: offset) }
-        } else {
+        if !file.isAligned(memory, at: offset) {
             try writeUnaligned(memory, at: offset)
+        } else if isDirect, isBehindEnd(offset &+ UInt64(memory.count)) {
+            try alone { () throws(HostError) in try file.write(memory, at: offset) }
+        } else {
+            try host { () throws(HostError) in try file.write(memory, at: offset) }
         }
         if cache == .writethrough { try flush() }
     }
@@ -103,17 +129,17 @@ public final class FileStorage: ImageStorage {
     }
 
     private func writeUnaligned(_ memory: TransferMemory, at offset: UInt64) throws(DiskError) {
-        partialBlocks.lock()
-        defer { partialBlocks.unlock() }
         let block = block(around: offset, memory.count)
-        let size = try currentSize()
         let bounce = PageBuffer(count: block.count)
-        _ = try host { () throws(HostError) in try file.read(into: bounce.memory, at: block.start) }
-        memory.copy(to: bounce, at: Int(offset - block.start))
-        try host { () throws(HostError) in try file.write(bounce.memory, at: block.start) }
-        // The block's rest must not make the file longer than what was written.
-        let end = max(size, offset + UInt64(memory.count))
-        if !isBlockDevice, block.start + UInt64(block.count) > end { try truncate(to: end) }
+        try alone { () throws(HostError) in
+            let size = try file.facts().size
+            _ = try file.read(into: bounce.memory, at: block.start)
+            memory.copy(to: bounce, at: Int(offset - block.start))
+            try file.write(bounce.memory, at: block.start)
+            // The block's rest must not make the file longer than what was written.
+            let end = max(size, offset + UInt64(memory.count))
+            if !isBlockDevice, block.start + UInt64(block.count) > end { try file.truncate(to: end) }
+        }
     }
 
     public func flush() throws(DiskError) {
@@ -123,7 +149,7 @@ public final class FileStorage: ImageStorage {
     // MARK: Space
 
     public func truncate(to size: UInt64) throws(DiskError) {
-        try host { () throws(HostError) in try file.truncate(to: size) }
+        try alone { () throws(HostError) in try file.truncate(to: size) }
     }
 
     public func allocate(_ range: Range<UInt64>) throws(DiskError) {
@@ -136,7 +162,7 @@ public final class FileStorage: ImageStorage {
         let size = try currentSize()
         if !isBlockDevice, range.upperBound > size { try truncate(to: range.upperBound) }
         // A hole costs nothing and reads as zeros; where space is to be kept, the file system may know how.
-        let isDone = try host { () throws(HostError) in
+        let isDone = try alone { () throws(HostError) in
             if mayUnmap, try file.punchHole(range) { return true }
             return try file.zero(range)
         }

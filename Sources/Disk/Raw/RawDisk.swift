@@ -39,6 +39,14 @@ public final class RawDisk: BlockDevice, @unchecked Sendable {
         try storage.write(memory, at: offset)
     }
 
+    public func lease(_ memory: TransferMemory, at offset: UInt64, forWriting: Bool) -> BlockLease? {
+        let size = size
+        guard offset <= size, UInt64(memory.count) <= size - offset, !forWriting || storage.isWritable else {
+            return nil
+        }
+        return BlockLease(parts: [BlockLease.Part(memory: memory, storage: storage, offset: offset)])
+    }
+
     public func writeZeroes(_ range: Range<UInt64>, mayUnmap: Bool) throws(DiskError) {
         try requireWritable(range.lowerBound, range.upperBound - range.lowerBound)
         try storage.writeZeroes(range, mayUnmap: mayUnmap)

@@ -60,18 +60,24 @@ final class PCIBoard: Sendable {
                 "A socket device brings data whenever the host has some, and --engine lockstep allows that only at the guest's own steps. Use another engine, or leave out --vsock."
             )
         }
+        let rings = try configurations.map { (configuration) throws(MachineError) in
+            try DiskRing.make(for: configuration, isImmediate: isImmediate)
+        }
         do {
             doorbells = isImmediate || configurations.isEmpty ? nil : try DoorbellThread()
             for (index, configuration) in configurations.enumerated() {
                 let state = try saved.map { try VirtioPCISavedState(encoded: $0[index]) }
                 let device = try Self.device(
-                    configuration, runner: runner, isImmediate: isImmediate, saved: state?.device)
+                    configuration, runner: runner, isImmediate: isImmediate, ring: rings[index], saved: state?.device)
                 let log = DeviceLog(name: "\(device.kind.name) 00:\(Self.hex(index + 1)).0", sink: onTrouble)
                 var thread = doorbells
-                if case .fileSystem = configuration, !isImmediate {
+                if configuration.worksWhereNotified(ring: rings[index]), !isImmediate {
                     let own = try DoorbellThread()
                     ownDoorbells.append(own)
                     thread = own
+                    if let ring = rings[index], let disk = device as? VirtioBlock {
+                        try own.listen(to: ring.completions) { disk.reap() }
+                    }
                 }
                 let function =
                     if let state {
@@ -98,17 +104,18 @@ final class PCIBoard: Sendable {
 
     /// The device of a configuration, new or with what it remembered itself when it was saved.
     private static func device(
-        _ configuration: DeviceConfiguration, runner: any JobRunner, isImmediate: Bool, saved: [UInt8]?
+        _ configuration: DeviceConfiguration, runner: any JobRunner, isImmediate: Bool, ring: SubmissionRing?,
+        saved: [UInt8]?
     ) throws -> any VirtioDevice {
         let parallelism = isImmediate ? 1 : 4
         switch configuration {
         case .disk(let backend, let options):
             guard let saved else {
-                return VirtioBlock(backend, options: options, runner: runner, parallelism: parallelism)
+                return VirtioBlock(backend, options: options, runner: runner, parallelism: parallelism, ring: ring)
             }
             return try VirtioBlock(
                 restoring: VirtioBlockSavedState(encoded: saved), backend, options: options, runner: runner,
-                parallelism: parallelism)
+                parallelism: parallelism, ring: ring)
         case .network(let port, let options):
             guard let saved else { return VirtioNet(port, options: options) }
             return try VirtioNet(restoring: VirtioNetSavedState(encoded: saved), port, options: options)
@@ -185,11 +192,12 @@ final class PCIBoard: Sendable {
         }
         guard isFirst else { return }
         doorbells?.stop()
-        for thread in ownDoorbells { thread.stop() }
         for (_, device) in devices {
             device.shutDown()
             (device.device as? VirtioNet)?.unplug()
         }
+        // Behind the devices: a disk's thread ends what is on its way when the disk stops.
+        for thread in ownDoorbells { thread.stop() }
         runner.stop()
     }
 }

@@ -23,17 +23,26 @@ struct BlockRateLimiter: Sendable {
 
     init(_ limits: BlockRateLimits) { self.limits = limits }
 
-    /// How long to wait before a request.
+    /// How long the next request has to wait, whatever it is.
+    func delay(now: UInt64) -> UInt64 {
+        // Never further ahead than what will be waited for.
+        let wait = max(busyUntil, now) &- now
+        guard wait > Self.burst else { return 0 }
+        return min(wait &- Self.burst, Self.delayLimit)
+    }
+
+    /// How long to wait before a request, which is counted.
     mutating func delay(bytes: Int, now: UInt64) -> UInt64 {
         let start = max(busyUntil, now)
+        defer { count(bytes: bytes, from: start) }
+        return delay(now: now)
+    }
+
+    private mutating func count(bytes: Int, from start: UInt64) {
         busyUntil =
             start
             &+ max(
                 Self.time(UInt64(clamping: bytes), limits.bytesPerSecond), Self.time(1, limits.operationsPerSecond))
-        // Never further ahead than what will be waited for.
-        let wait = start &- now
-        guard wait > Self.burst else { return 0 }
-        return min(wait &- Self.burst, Self.delayLimit)
     }
 
     private static func time(_ amount: UInt64, _ perSecond: UInt64?) -> UInt64 {

@@ -18,6 +18,10 @@ public final class ImageDisk: BlockBackend {
         try translating { () throws(DiskError) in try device.write(TransferMemory(segments), at: offset) }
     }
 
+    public func lease(_ segments: IOSegments, at offset: UInt64, forWriting: Bool) -> BlockLease? {
+        device.lease(TransferMemory(segments), at: offset, forWriting: forWriting)
+    }
+
     public func flush() throws(BlockError) {
         try translating { () throws(DiskError) in try device.flush() }
     }
@@ -41,7 +45,9 @@ public final class ImageDisk: BlockBackend {
         do throws(DiskError) {
             try body()
         } catch {
-            throw BlockError("\(error)", isUnsupported: error.kind == .unsupported)
+            // ENOSPC and EDQUOT.
+            let isFull = error.kind == .host(28) || error.kind == .host(122)
+            throw BlockError("\(error)", isUnsupported: error.kind == .unsupported, isOutOfSpace: isFull)
         }
     }
 }

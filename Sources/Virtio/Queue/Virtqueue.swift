@@ -154,6 +154,31 @@ public final class Virtqueue: Sendable {
 
     public var isEnabled: Bool { state.withLock { $0.ring != nil } }
 
+    // MARK: For a device that is saved with buffers in its hands
+
+    /// Takes back what was given back and cannot be seen by the driver, since a buffer before it was not
+    /// (VIRTIO_F_IN_ORDER): it is the device's again.
+    func takeBackHidden() -> [DescriptorChain] {
+        state.withLock { state in
+            defer { state.early = [:] }
+            return state.early.values.map(\.chain)
+        }
+    }
+
+    /// After a restore, before anything is taken: these had been taken when the queue was saved. Returns them as this
+    /// queue's.
+    func adopt(_ chains: [DescriptorChain]) -> [DescriptorChain] {
+        state.withLock { state in
+            chains.sorted { $0.sequence < $1.sequence }.map { chain in
+                defer {
+                    state.sequence &+= 1
+                    state.outstanding += 1
+                }
+                return chain.moved(to: state.sequence, epoch: state.epoch)
+            }
+        }
+    }
+
     // MARK: For the transport
 
     func start(_ ring: Ring, isInOrder: Bool) {

@@ -1,0 +1,170 @@
+import DeviceModel
+import Disk
+import GuestMemory
+import Host
+import Synchronization
+import Testing
+import X86
+
+@testable import Virtio
+
+#if canImport(Glibc)
+    import Glibc
+#endif
+
+/// A disk whose bytes come out of a pipe, when the test puts them in.
+private final class PipeDisk: BlockBackend {
+    let size: UInt64 = 1 << 20
+    let isReadOnly = true
+    private let reader: FileDescriptor
+    private let writer: FileDescriptor
+    private let storage: DescriptorStorage
+
+    init() throws {
+        var ends: [Int32] = [0, 0]
+        try #require(Glibc.pipe(&ends) == 0)
+        reader = FileDescriptor(owning: ends[0])
+        writer = FileDescriptor(owning: ends[1])
+        storage = DescriptorStorage(BorrowedDescriptor(ends[0]))
+    }
+
+    func supply(_ bytes: [UInt8]) throws { try writer.write(bytes) }
+
+    func lease(_ segments: IOSegments, at offset: UInt64, forWriting: Bool) -> BlockLease? {
+        BlockLease(parts: [.init(memory: TransferMemory(segments), storage: storage, offset: 0)])
+    }
+
+    func read(into segments: IOSegments, at offset: UInt64) throws(BlockError) { throw BlockError("not this way") }
+    func write(from segments: IOSegments, at offset: UInt64) throws(BlockError) { throw BlockError("not this way") }
+    func flush() throws(BlockError) {}
+    func discard(at offset: UInt64, count: UInt64) throws(BlockError) {}
+    func writeZeroes(at offset: UInt64, count: UInt64, mayUnmap: Bool) throws(BlockError) {}
+}
+
+@Suite("Block device on io_uring", .enabled(if: BlockPath.hasRing, "this host forbids io_uring"))
+struct BlockRingTests {
+    private func header(_ type: UInt32, _ sector: UInt64 = 0) -> ModelQueue.Part {
+        var bytes = [UInt8](repeating: 0, count: 16)
+        bytes.store(type, at: 0)
+        bytes.store(sector, at: 8)
+        return .readable(bytes)
+    }
+
+    private func start(
+        _ backend: any BlockBackend, options: BlockConfigurationOptions = BlockConfigurationOptions()
+    ) throws -> (ModelDriver, BlockBench) {
+        let bench = try BlockBench(.ring, backend, options: options)
+        let driver = try ModelDriver(bench.device, style: DriverStyle(usesIndirect: true, hasEventIndex: true))
+        driver.attachments = [bench]
+        try #require(driver.start(features: BlockFeature.flush, queueSize: 64))
+        return (driver, bench)
+    }
+
+    @Test("32 requests are with the kernel at once, after one system call")
+    func inFlight() throws {
+        let disk = try PipeDisk()
+        let (driver, bench) = try start(disk)
+        let ring = try #require(bench.ring)
+        for sector in 0..<UInt64(32) {
+            let isSubmitted = try driver.queues[0].submit([header(0, sector), .writable(512), .writable(1)])
+            try #require(isSubmitted)
+        }
+        driver.notify()
+        #expect(ring.inFlight == 32 && ring.submissionCount == 1)
+        #expect(try driver.queues[0].collect().isEmpty)
+        try disk.supply([UInt8](repeating: 7, count: 32 * 512))
+        let used = driver.waitForUsed(count: 32)
+        #expect(used.count == 32)
+        #expect(used.allSatisfy { $0.bytes == [UInt8](repeating: 7, count: 512) + [0] && $0.written == 513 })
+        #expect(ring.inFlight == 0)
+    }
+
+    @Test("The driver hears once of all that is done at once")
+    func coalescedInterrupts() throws {
+        let (driver, bench) = try start(try MemoryDisk(size: 64 << 10))
+        try driver.enableVectors()
+        // Of every buffer, if it were for the event index.
+        for sector in 0..<UInt64(32) {
+            let isSubmitted = try driver.queues[0].submit([header(0, sector), .writable(512), .writable(1)])
+            try #require(isSubmitted)
+        }
+        driver.notify()
+        #expect(driver.waitForUsed(count: 32).allSatisfy { $0.bytes.last == 0 })
+        #expect(driver.connection.takeMessages().map(\.data) == [1])
+        #expect(bench.ring?.submissionCount == 1)
+    }
+
+    enum Stop: CaseIterable, Sendable { case reset, pause, ringReset, functionReset }
+
+    @Test("Whatever stops the device waits for what the kernel has", arguments: Stop.allCases)
+    func stopWaits(stop: Stop) throws {
+        let disk = try PipeDisk()
+        let (driver, bench) = try start(disk)
+        let ring = try #require(bench.ring)
+        let isSubmitted = try driver.queues[0].submit([header(0), .writable(512), .writable(1)])
+        try #require(isSubmitted)
+        driver.notify()
+        #expect(ring.inFlight == 1)
+        let isOver = Atomic<Bool>(false)
+        let transport = driver.transport
+        driver.write(VirtioCommonRegister.queueSelect, .word, 0)
+        try withThread {
+            switch stop {
+            case .reset:
+                _ = transport.writeRegister(bar: 0, offset: VirtioCommonRegister.status, width: .byte, value: 0)
+            case .pause: transport.pause()
+            case .ringReset:
+                _ = transport.writeRegister(bar: 0, offset: VirtioCommonRegister.queueReset, width: .word, value: 1)
+            case .functionReset: transport.resetFunction()
+            }
+            isOver.store(true, ordering: .releasing)
+        } meanwhile: {
+            HostClock.sleep(nanoseconds: 50_000_000)
+            let isEarly = isOver.load(ordering: .acquiring)
+            #expect(!isEarly && ring.inFlight == 1)
+            try disk.supply([UInt8](repeating: 9, count: 512))
+        }
+        let hasStopped = isOver.load(ordering: .acquiring)
+        #expect(hasStopped && ring.inFlight == 0)
+        #expect(transport.queues[0].outstanding == 0)
+        if stop == .pause { #expect(try driver.queues[0].collect().map(\.written) == [513]) }
+    }
+
+    private func withThread(
+        _ body: @escaping @Sendable () -> Void, meanwhile: () throws -> Void
+    ) throws {
+        let thread = try HostThread(name: "stops the device", body)
+        try meanwhile()
+        thread.join()
+    }
+
+    @Test("Rate limits: requests wait in their queue, and none is lost")
+    func rateLimits() throws {
+        let options = BlockConfigurationOptions(limits: BlockRateLimits(operationsPerSecond: 100))
+        let (driver, _) = try start(try MemoryDisk(size: 64 << 10), options: options)
+        let start = HostClock.monotonicNanoseconds
+        for sector in 0..<UInt64(40) {
+            let isSubmitted = try driver.queues[0].submit([header(0, sector), .writable(512), .writable(1)])
+            try #require(isSubmitted)
+        }
+        driver.notify()
+        let early = driver.waitForUsed(count: 11)
+        #expect(HostClock.monotonicNanoseconds - start < 200_000_000)
+        #expect(driver.transport.queues[0].outstanding == 0)
+        let late = driver.waitForUsed(count: 40 - early.count)
+        #expect(early.count + late.count == 40 && (early + late).allSatisfy { $0.bytes.last == 0 })
+        // 40 take 400 ms, of which 100 may come at once.
+        #expect(HostClock.monotonicNanoseconds - start >= 280_000_000)
+    }
+
+    @Test("A lease whose storage has no descriptor for a transfer goes the slow way")
+    func noDescriptor() throws {
+        let disk = try MemoryDisk(size: 64 << 10)
+        let (driver, bench) = try start(disk)
+        disk.fail(BlockError("no"))
+        #expect(try driver.request([header(0), .writable(512), .writable(1)])?.bytes.last == 1)
+        #expect(disk.state.withLock { $0.leases } == 1 && bench.ring?.inFlight == 0)
+        disk.fail(nil)
+        #expect(try driver.request([header(0), .writable(512), .writable(1)])?.bytes.last == 0)
+    }
+}
