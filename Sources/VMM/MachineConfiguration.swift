@@ -45,9 +45,20 @@ public enum DeviceConfiguration: Sendable {
     case fileSystem(FileShare, tag: String)
     /// Stream sockets between guest and host; not where devices may act only in exits.
     case socket(SocketEndpoint)
+    /// The terminal as a virtio console, beside the serial one; not where devices may act only in exits.
+    case console
+    /// Named byte streams between guest and host; not where devices may act only in exits.
+    case ports([ConsoleEndpoint])
+    /// Takes memory back from the guest.
+    case balloon(BalloonControl)
 
     var isNetwork: Bool {
         if case .network = self { return true }
+        return false
+    }
+
+    var isConsole: Bool {
+        if case .console = self { return true }
         return false
     }
 }

@@ -13,6 +13,9 @@ final class PCIBoard: Sendable {
     let hierarchy: PCIHierarchy
     /// The slots with devices.
     let slots: [UInt8]
+    /// The terminal, where it is a virtio console.
+    let console: VirtioConsoleConnection?
+    private let configurations: [DeviceConfiguration]
     private let devices: [(slot: UInt8, device: VirtioPCIDevice)]
     private let machine: any VirtualMachine
     private let highWindow: Range<UInt64>?
@@ -29,7 +32,7 @@ final class PCIBoard: Sendable {
 
     init(
         _ configurations: [DeviceConfiguration], memory: GuestMemory, machine: any VirtualMachine,
-        highWindow: Range<UInt64>?, onTrouble: @escaping @Sendable (String) -> Void
+        highWindow: Range<UInt64>?, activity: EventNotifier, onTrouble: @escaping @Sendable (String) -> Void
     ) throws(MachineError) {
         guard configurations.count <= Self.slotCount else {
             throw MachineError(
@@ -40,23 +43,18 @@ final class PCIBoard: Sendable {
         self.highWindow = highWindow
         // Where devices may act only in exits, everything happens on the vCPU's thread.
         let isImmediate = machine.writesOnlyInExits
-        if isImmediate, configurations.contains(where: \.isNetwork) {
-            throw MachineError(
-                "--engine lockstep has no network cards: frames come while the processor runs, which it cannot compare. "
-                    + "Leave out --net or choose another --engine.")
-        }
+        if isImmediate { try Self.requireImmediate(configurations) }
+        self.configurations = configurations
+        let console = configurations.contains(where: \.isConsole) ? VirtioConsoleConnection(activity: activity) : nil
+        self.console = console
         runner = isImmediate ? ImmediateRunner() : WorkerPool(name: "disk", limit: Self.workerLimit)
         var devices: [(slot: UInt8, device: VirtioPCIDevice)] = []
         var ownDoorbells: [DoorbellThread] = []
-        if isImmediate, configurations.contains(where: { if case .socket = $0 { true } else { false } }) {
-            throw MachineError(
-                "A socket device brings data whenever the host has some, and --engine lockstep allows that only at the guest's own steps. Use another engine, or leave out --vsock."
-            )
-        }
         do throws(HostError) {
             doorbells = isImmediate || configurations.isEmpty ? nil : try DoorbellThread()
             for (index, configuration) in configurations.enumerated() {
-                let device = try Self.device(configuration, runner: runner, isImmediate: isImmediate)
+                let device = try Self.device(
+                    configuration, console: console, runner: runner, isImmediate: isImmediate)
                 let log = DeviceLog(name: "\(device.kind.name) 00:\(Self.hex(index + 1)).0", sink: onTrouble)
                 var thread = doorbells
                 if case .fileSystem = configuration, !isImmediate {
@@ -79,17 +77,44 @@ final class PCIBoard: Sendable {
 
     private static func hex(_ slot: Int) -> String { (slot < 16 ? "0" : "") + String(slot, radix: 16) }
 
+    /// Lockstep: nothing may change the guest's memory but its own steps.
+    private static func requireImmediate(_ configurations: [DeviceConfiguration]) throws(MachineError) {
+        for configuration in configurations {
+            let (devices, option): (String, String)
+            switch configuration {
+            case .network: (devices, option) = ("network cards: frames come", "--net")
+            case .socket: (devices, option) = ("sockets: their data comes", "--vsock")
+            case .console: (devices, option) = ("virtio console: what is typed comes", "--console virtio")
+            case .ports: (devices, option) = ("ports: their data comes", "--port")
+            case .disk, .entropy, .fileSystem, .balloon: continue
+            }
+            throw MachineError(
+                "--engine lockstep has no \(devices) while the processor runs, which it cannot compare. "
+                    + "Leave out \(option) or choose another --engine.")
+        }
+    }
+
     private static func device(
-        _ configuration: DeviceConfiguration, runner: any JobRunner, isImmediate: Bool
+        _ configuration: DeviceConfiguration, console: VirtioConsoleConnection?, runner: any JobRunner,
+        isImmediate: Bool
     ) throws(HostError) -> any VirtioDevice {
         switch configuration {
         case .disk(let backend, let options):
-            VirtioBlock(backend, options: options, runner: runner, parallelism: isImmediate ? 1 : 4)
-        case .network(let port, let options): VirtioNet(port, options: options)
-        case .entropy: VirtioEntropy()
+            return VirtioBlock(backend, options: options, runner: runner, parallelism: isImmediate ? 1 : 4)
+        case .network(let port, let options): return VirtioNet(port, options: options)
+        case .entropy: return VirtioEntropy()
         case .fileSystem(let share, let tag):
-            VirtioFileSystem(share, tag: tag, runner: runner, parallelism: isImmediate ? 1 : 4)
-        case .socket(let endpoint): try VirtioSocket(endpoint)
+            return VirtioFileSystem(share, tag: tag, runner: runner, parallelism: isImmediate ? 1 : 4)
+        case .socket(let endpoint): return try VirtioSocket(endpoint)
+        case .console:
+            guard let console else { preconditionFailure("made with the board") }
+            return console.device
+        case .ports(let endpoints):
+            let device = VirtioConsole(
+                ports: endpoints.map { .init(name: $0.name) }, sink: ConsoleEndpoints(endpoints))
+            for (port, endpoint) in endpoints.enumerated() { endpoint.plug(into: device, port: port) }
+            return device
+        case .balloon(let control): return control.makeBalloon()
         }
     }
 
@@ -141,6 +166,10 @@ final class PCIBoard: Sendable {
         for (_, device) in devices {
             device.shutDown()
             (device.device as? VirtioNet)?.unplug()
+        }
+        for configuration in configurations {
+            if case .ports(let endpoints) = configuration { for endpoint in endpoints { endpoint.unplug() } }
+            if case .balloon(let control) = configuration { control.unplug() }
         }
         runner.stop()
     }
