@@ -128,7 +128,10 @@ let package = Package(
             ],
             swiftSettings: strict),
         .testTarget(
-            name: "VMMTests", dependencies: ["CHost", "DeviceModel", "Hypervisor", "Platform", "VMM", "X86"],
+            name: "VMMTests",
+            dependencies: [
+                "CHost", "DeviceModel", "Host", "Hypervisor", "KernelKVM", "Platform", "SoftKVM", "VMM", "X86",
+            ],
             swiftSettings: strict),
         // Whole guests with the release binary, and the host's own tools as judges.
         .testTarget(name: "RealGuestTests", swiftSettings: strict),

@@ -29,7 +29,9 @@ struct BalloonOption: Equatable {
     private static func pages(_ text: Substring) throws -> UInt32 {
         if text == "0" { return 0 }
         let bytes = try MemorySize.parse(String(text)).bytes
-        guard let pages = UInt32(exactly: bytes / 4096) else { throw ValidationError("The balloon's target is too large.") }
+        guard let pages = UInt32(exactly: bytes / 4096) else {
+            throw ValidationError("The balloon's target is too large.")
+        }
         return pages
     }
 

@@ -320,7 +320,8 @@ struct RunCommand: ParsableCommand {
         _ = try NetworkOptions.cards(net, publish: publish, capture: capture)
         try PortOption.check(port)
         if let balloon, UInt64(balloon.targetPages) << 12 >= memorySize {
-            throw ValidationError("The balloon's target is all of the guest's memory (\(memorySize >> 20) MiB): ask for less")
+            throw ValidationError(
+                "The balloon's target is all of the guest's memory (\(memorySize >> 20) MiB): ask for less")
         }
         if trace.isEmpty, traceFile != nil { throw ValidationError("--trace-file is for --trace: give both") }
         if trace.isEmpty, traceLimit != nil { throw ValidationError("--trace-limit is for --trace: give both") }

@@ -82,7 +82,10 @@ struct ConsoleEndpointTests {
         let endpoint = try ConsoleEndpoint(name: "agent", listeningAt: path)
         let (_, driver) = try start(endpoint)
         let view = View()
-        #expect(try eventually { try view.update(driver); return view.isConnected == false })
+        #expect(
+            try eventually {
+                try view.update(driver); return view.isConnected == false
+            })
         var first = StreamSocket(connectingTo: path)
         let second = StreamSocket(connectingTo: path)
         #expect(second != nil)
@@ -102,9 +105,15 @@ struct ConsoleEndpointTests {
         try driver.queues[1].submit([.readable(Array("answer".utf8))])
         driver.notify(1)
         var answer: [UInt8] = []
-        #expect(eventually { answer += first?.receive(limit: 100) ?? []; return answer.count == 6 })
+        #expect(
+            eventually {
+                answer += first?.receive(limit: 100) ?? []; return answer.count == 6
+            })
         first = nil
-        #expect(try eventually { try view.update(driver); return view.hellos == 2 && view.isConnected == true })
+        #expect(
+            try eventually {
+                try view.update(driver); return view.hellos == 2 && view.isConnected == true
+            })
         #expect(second?.send(Array("x".utf8)[...]) == 1)
         #expect(try received(driver, count: 1) == Array("x".utf8))
         driver.transport.shutDown()
@@ -123,7 +132,10 @@ struct ConsoleEndpointTests {
         driver.notify(1)
         #expect(driver.waitForUsed(1, count: 1).count == 1)
         var client = StreamSocket(connectingTo: path)
-        #expect(try eventually { try view.update(driver); return view.isConnected == true })
+        #expect(
+            try eventually {
+                try view.update(driver); return view.isConnected == true
+            })
         // More than a socket takes.
         var submitted = 0
         while submitted < 600, try driver.queues[1].collect().count >= 0 {
@@ -145,8 +157,14 @@ struct ConsoleEndpointTests {
             _ = try driver.queues[1].collect()
         }
         client = nil
-        #expect(try eventually { _ = try driver.queues[1].collect(); return driver.queues[1].freeCount == 16 })
-        #expect(try eventually { try view.update(driver); return view.isConnected == false })
+        #expect(
+            try eventually {
+                _ = try driver.queues[1].collect(); return driver.queues[1].freeCount == 16
+            })
+        #expect(
+            try eventually {
+                try view.update(driver); return view.isConnected == false
+            })
         driver.transport.shutDown()
         endpoint.close()
     }
@@ -165,7 +183,10 @@ struct ConsoleEndpointTests {
         (_, driver) = try start(endpoint)
         #expect(try received(driver, count: 3) == Array("two".utf8))
         let view = View()
-        #expect(try eventually { try view.update(driver); return view.isConnected == true })
+        #expect(
+            try eventually {
+                try view.update(driver); return view.isConnected == true
+            })
         driver.transport.shutDown()
         endpoint.close()
     }

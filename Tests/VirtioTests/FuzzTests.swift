@@ -90,7 +90,8 @@ struct FuzzTests {
         let memory = try ModelDriver.makeMemory()
         try run(seed: isPacked ? 4 : 5) { generator in
             let sink = NoiseSink()
-            let console = VirtioConsole(ports: [.init(name: "a"), .init(isConsole: true), .init(name: "c")], sink: sink)
+            let console = VirtioConsole(
+                ports: [.init(name: "a"), .init(isConsole: true), .init(name: "c")], sink: sink)
             let balloon = VirtioBalloon(targetPages: 9)
             let device: any VirtioDevice = generator.next() & 1 == 0 ? console : balloon
             let style = DriverStyle(isPacked: isPacked, hasEventIndex: generator.next() & 1 == 0)

@@ -18,7 +18,7 @@ final class RecordingConnection: PCIConnection {
 
     func decode(_ regions: [PCIRegion]) { state.withLock { $0.regions = regions } }
     func setInterruptPin(_ level: Bool) { state.withLock { $0.pin = level } }
-    func send(_ message: PCIMessage) { state.withLock { $0.messages.append(message) } }
+    func send(_ message: PCIMessage, vector: Int) { state.withLock { $0.messages.append(message) } }
 
     var pin: Bool { state.withLock { $0.pin } }
     var regions: [PCIRegion] { state.withLock { $0.regions } }

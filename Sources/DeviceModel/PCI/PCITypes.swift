@@ -99,7 +99,8 @@ public protocol PCIConnection: Sendable {
     /// or overlaps something that was there before, answers nothing.
     func decode(_ regions: [PCIRegion])
     func setInterruptPin(_ level: Bool)
-    func send(_ message: PCIMessage)
+    /// `vector` is which of the function's it is: the next message of the same vector is most often the same.
+    func send(_ message: PCIMessage, vector: Int)
 }
 
 /// Anything at a PCI address that answers configuration accesses.

@@ -8,15 +8,22 @@ internal import Synchronization
 internal import Virtio
 internal import X86
 
-/// The PCI devices of a machine: on bus 0 from slot 1 on, in the order of the configuration.
+/// The PCI devices of a machine, in the order of the configuration.
 final class PCIBoard: Sendable {
     let hierarchy: PCIHierarchy
-    /// The slots with devices.
+    /// The slots of bus 0 with devices or root ports.
     let slots: [UInt8]
     /// The terminal, where it is a virtio console.
     let console: VirtioConsoleConnection?
     private let configurations: [DeviceConfiguration]
-    private let devices: [(slot: UInt8, device: VirtioPCIDevice)]
+    private struct Entry: Sendable {
+        var place: PCILayout.Place
+        var device: VirtioPCIDevice
+        var port: PCIRootPort?
+    }
+
+    private let entries: [Entry]
+    private let router: MessageRouter
     private let machine: any VirtualMachine
     private let highWindow: Range<UInt64>?
     private let runner: any JobRunner
@@ -25,8 +32,6 @@ final class PCIBoard: Sendable {
     private let ownDoorbells: [DoorbellThread]
     private let isShutDown = Mutex(false)
 
-    /// Slot 0 is the host bridge.
-    private static let slotCount = 31
     /// Requests of all disks that wait for the host at once.
     private static let workerLimit = 8
 
@@ -34,12 +39,13 @@ final class PCIBoard: Sendable {
         _ configurations: [DeviceConfiguration], memory: GuestMemory, machine: any VirtualMachine,
         highWindow: Range<UInt64>?, activity: EventNotifier, onTrouble: @escaping @Sendable (String) -> Void
     ) throws(MachineError) {
-        guard configurations.count <= Self.slotCount else {
+        guard configurations.count <= PCILayout.limit else {
             throw MachineError(
-                "A machine has room for \(Self.slotCount) PCI devices, not for \(configurations.count). "
+                "A machine has room for \(PCILayout.limit) PCI devices, not for \(configurations.count). "
                     + "Leave some of them out.")
         }
         self.machine = machine
+        router = MessageRouter(machine)
         self.highWindow = highWindow
         // Where devices may act only in exits, everything happens on the vCPU's thread.
         let isImmediate = machine.writesOnlyInExits
@@ -48,34 +54,49 @@ final class PCIBoard: Sendable {
         let console = configurations.contains(where: \.isConsole) ? VirtioConsoleConnection(activity: activity) : nil
         self.console = console
         runner = isImmediate ? ImmediateRunner() : WorkerPool(name: "disk", limit: Self.workerLimit)
-        var devices: [(slot: UInt8, device: VirtioPCIDevice)] = []
+        let layout = PCILayout(count: configurations.count)
+        var entries: [Entry] = []
         var ownDoorbells: [DoorbellThread] = []
         do throws(HostError) {
             doorbells = isImmediate || configurations.isEmpty ? nil : try DoorbellThread()
-            for (index, configuration) in configurations.enumerated() {
+            for (configuration, place) in zip(configurations, layout.places) {
                 let device = try Self.device(
                     configuration, console: console, runner: runner, isImmediate: isImmediate)
-                let log = DeviceLog(name: "\(device.kind.name) 00:\(Self.hex(index + 1)).0", sink: onTrouble)
+                let log = DeviceLog(name: "\(device.kind.name) \(place.deviceAddress)", sink: onTrouble)
                 var thread = doorbells
                 if case .fileSystem = configuration, !isImmediate {
                     let own = try DoorbellThread()
                     ownDoorbells.append(own)
                     thread = own
                 }
-                devices.append(
-                    (UInt8(index + 1), try VirtioPCIDevice(device, memory: memory, log: log, doorbellThread: thread)))
+                let transport = try VirtioPCIDevice(
+                    device, memory: memory, log: log, doorbellThread: thread,
+                    port: place.bus == nil ? .integratedEndpoint : .endpoint)
+                let isMultifunction = layout.isMultifunction(place.address.device)
+                let port = place.bus.map { bus in
+                    PCIRootPort(slotNumber: Int(bus), isMultifunction: isMultifunction, child: transport.function) {
+                        transport.function.reset()
+                    }
+                }
+                entries.append(Entry(place: place, device: transport, port: port))
             }
         } catch {
             throw MachineError("\(error). Raise the limit of open files (ulimit -n) and try again.")
         }
-        self.devices = devices
+        self.entries = entries
         self.ownDoorbells = ownDoorbells
-        slots = devices.map(\.slot)
-        hierarchy = PCIHierarchy(
-            Dictionary(uniqueKeysWithValues: devices.map { ($0.slot, $0.device.function as any PCIConfigurable) }))
+        slots = layout.slots
+        var functions: [PCIAddress: any PCIConfigurable] = [:]
+        for entry in entries {
+            let function = entry.device.function
+            if let port = entry.port {
+                functions[entry.place.address] = port
+            } else {
+                functions[entry.place.address] = function
+            }
+        }
+        hierarchy = PCIHierarchy(functions)
     }
-
-    private static func hex(_ slot: Int) -> String { (slot < 16 ? "0" : "") + String(slot, radix: 16) }
 
     /// Lockstep: nothing may change the guest's memory but its own steps.
     private static func requireImmediate(_ configurations: [DeviceConfiguration]) throws(MachineError) {
@@ -135,24 +156,37 @@ final class PCIBoard: Sendable {
     /// Wires each function, with addresses and interrupts as a firmware leaves them.
     func connect(ports: DynamicBus, memory: DynamicBus) {
         let decoder = PCIDecoder(ports: ports, memory: memory, machine: machine)
-        var lines: [UInt32: SharedInterruptLine] = [:]
+        // At most 32 functions share a line.
+        var lines: [UInt32: (line: SharedInterruptLine, count: Int)] = [:]
         var nextAddress = PCIMemoryLayout.lowWindows[0].lowerBound
-        for (slot, device) in devices {
-            let gsi = PCIInterruptRouting.gsi(slot: slot, pin: 0)
-            let line = lines[gsi] ?? SharedInterruptLine(EngineInterruptLine(machine: machine, gsi: GSI(gsi)))
-            lines[gsi] = line
-            for bar in device.function.description.bars where bar.kind != .io {
-                nextAddress = (nextAddress &+ bar.size &- 1) & ~(bar.size &- 1)
-                device.function.assign(nextAddress, to: bar)
+        for (owner, entry) in entries.enumerated() {
+            let function = entry.device.function
+            // What is behind a port has its pin at the port's slot (PCI-to-PCI Bridge 1.2 §9.1).
+            let gsi = PCIInterruptRouting.gsi(slot: entry.place.address.device, pin: 0)
+            let shared =
+                lines[gsi] ?? (SharedInterruptLine(EngineInterruptLine(machine: machine, gsi: GSI(gsi))), 0)
+            lines[gsi] = (shared.line, shared.count + 1)
+            if entry.port != nil { nextAddress = Self.align(nextAddress, to: PCIRootPort.windowGranularity) }
+            let window = nextAddress
+            for bar in function.description.bars where bar.kind != .io {
+                nextAddress = Self.align(nextAddress, to: bar.size)
+                function.assign(nextAddress, to: bar)
                 nextAddress &+= bar.size
             }
-            device.function.assignInterruptLine(UInt8(truncatingIfNeeded: gsi))
-            device.function.connect(
-                device,
-                to: PCISlotConnection(
-                    owner: Int(slot), decoder: decoder, machine: machine, line: line.input(Int(slot))))
+            function.assignInterruptLine(UInt8(truncatingIfNeeded: gsi))
+            let connection = PCISlotConnection(
+                owner: owner, decoder: decoder, router: router, line: shared.line.input(shared.count))
+            if let port = entry.port, let bus = entry.place.bus {
+                nextAddress = Self.align(nextAddress, to: PCIRootPort.windowGranularity)
+                port.assign(bus: bus, memory: window..<nextAddress)
+                function.connect(entry.device, to: port.connection(to: connection))
+            } else {
+                function.connect(entry.device, to: connection)
+            }
         }
     }
+
+    private static func align(_ address: UInt64, to size: UInt64) -> UInt64 { (address &+ size &- 1) & ~(size &- 1) }
 
     /// The machine has ended: no device does anything afterwards.
     func shutDown() {
@@ -163,9 +197,10 @@ final class PCIBoard: Sendable {
         guard isFirst else { return }
         doorbells?.stop()
         for thread in ownDoorbells { thread.stop() }
-        for (_, device) in devices {
-            device.shutDown()
-            (device.device as? VirtioNet)?.unplug()
+        for entry in entries {
+            entry.device.shutDown()
+            entry.port?.disconnect()
+            (entry.device.device as? VirtioNet)?.unplug()
         }
         for configuration in configurations {
             if case .ports(let endpoints) = configuration { for endpoint in endpoints { endpoint.unplug() } }

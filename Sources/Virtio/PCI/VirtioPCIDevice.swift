@@ -42,16 +42,16 @@ public final class VirtioPCIDevice: PCIDevice {
     /// With `doorbellThread` the notification registers are offered to the engine as ioeventfds.
     public convenience init(
         _ device: any VirtioDevice, memory: GuestMemory, log: DeviceLog? = nil,
-        doorbellThread: DoorbellThread? = nil
+        doorbellThread: DoorbellThread? = nil, port: PCIExpressPort = .integratedEndpoint
     ) throws(HostError) {
         try self.init(
             device, state: VirtioPCIState(queueSizes: device.queueSizes), memory: memory, log: log,
-            doorbellThread: doorbellThread)
+            doorbellThread: doorbellThread, port: port)
     }
 
     private init(
         _ device: any VirtioDevice, state: VirtioPCIState, memory: GuestMemory, log: DeviceLog?,
-        doorbellThread: DoorbellThread?
+        doorbellThread: DoorbellThread?, port: PCIExpressPort
     ) throws(HostError) {
         precondition((1...VirtioPCILayout.queueLimit).contains(device.queueSizes.count))
         self.device = device
@@ -73,7 +73,7 @@ public final class VirtioPCIDevice: PCIDevice {
         }
         doorbells = notifiers
         var accessOffset = 0
-        function = PCIFunction(Self.describe(device, doorbells: notifiers)) { space in
+        function = PCIFunction(Self.describe(device, doorbells: notifiers, port: port)) { space in
             accessOffset = Self.addCapabilities(to: &space, hasConfiguration: !device.configuration.isEmpty)
         }
         capabilityOffset = accessOffset
@@ -84,7 +84,9 @@ public final class VirtioPCIDevice: PCIDevice {
         }
     }
 
-    private static func describe(_ device: any VirtioDevice, doorbells: [EventNotifier]) -> PCIFunctionDescription {
+    private static func describe(
+        _ device: any VirtioDevice, doorbells: [EventNotifier], port: PCIExpressPort
+    ) -> PCIFunctionDescription {
         let kind = device.kind
         var description = PCIFunctionDescription(
             name: kind.name, vendorID: VirtioPCILayout.vendorID,
@@ -102,6 +104,7 @@ public final class VirtioPCIDevice: PCIDevice {
             vectorCount: device.queueSizes.count + 1, bar: VirtioPCILayout.msixBar, tableOffset: 0,
             pendingOffset: VirtioPCILayout.msixPending)
         description.hasInterruptPin = true
+        description.port = port
         description.doorbells[VirtioPCILayout.bar] = doorbells.enumerated().map { index, notifier in
             PCIDoorbell(
                 offset: VirtioPCILayout.notify + UInt64(index) * UInt64(VirtioPCILayout.notifyMultiplier), width: .word,
@@ -525,10 +528,10 @@ public final class VirtioPCIDevice: PCIDevice {
     /// `device` is one restored from `saved.device`; `resume` starts it.
     public convenience init(
         restoring saved: VirtioPCISavedState, _ device: any VirtioDevice, memory: GuestMemory, log: DeviceLog? = nil,
-        doorbellThread: DoorbellThread? = nil
+        doorbellThread: DoorbellThread? = nil, port: PCIExpressPort = .integratedEndpoint
     ) throws {
         let state = try saved.state(for: device)
-        try self.init(device, state: state, memory: memory, log: log, doorbellThread: doorbellThread)
+        try self.init(device, state: state, memory: memory, log: log, doorbellThread: doorbellThread, port: port)
         try function.restore(saved.function)
         for (index, queue) in queues.enumerated() {
             if let ring = try saved.ring(index, in: state) {
