@@ -254,6 +254,10 @@ struct RunCommand: ParsableCommand {
         transform: BalloonOption.parse)
     var balloon: BalloonOption?
 
+    @Flag(
+        help: "Disks and network cards work with drivers from before Virtio 1.0 too (Linux before 4.0, old Windows).")
+    var transitional = false
+
     @Option(
         help: ArgumentHelp(
             "Add a device: isa-debug-exit[,iobase=0xf4,iosize=4], or virtio-rng, the host's random numbers; again for more.",

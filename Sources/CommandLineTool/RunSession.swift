@@ -111,6 +111,7 @@ struct RunSession {
             memorySize: options.memorySize, kernel: kernel, modules: try modules(mode, guest),
             commandLine: commandLine(mode), serial: mode == .console ? .console : .defaultGuest,
             debugExit: debugExit, processor: options.cpu.model, devices: try devices { Message.note($0 + newline) },
+            isTransitional: options.transitional,
             onDeviceTrouble: { Message.note($0 + newline) })
     }
 

@@ -40,7 +40,8 @@ final class Machine {
         let window = PCIMemoryLayout.highWindow(
             above: layout, physicalAddressBits: GuestCPUID.physicalAddressBits(in: cpuid))
         pci = try PCIBoard(
-            configuration.devices, memory: memory, machine: virtualMachine, highWindow: window, activity: activity,
+            configuration.devices, isTransitional: configuration.isTransitional, memory: memory,
+            machine: virtualMachine, highWindow: window, activity: activity,
             onTrouble: configuration.onDeviceTrouble)
         do throws(BusConflict) {
             board = try Board(

@@ -68,11 +68,14 @@ public struct PCIBaseAddress: Equatable, Sendable {
 public struct PCIDoorbell: Sendable {
     public var offset: UInt64
     public var width: AccessWidth
+    /// Only writes of this value.
+    public var match: UInt64?
     public var notifier: any DoorbellNotifier
 
-    public init(offset: UInt64, width: AccessWidth, notifier: any DoorbellNotifier) {
+    public init(offset: UInt64, width: AccessWidth, match: UInt64? = nil, notifier: any DoorbellNotifier) {
         self.offset = offset
         self.width = width
+        self.match = match
         self.notifier = notifier
     }
 }

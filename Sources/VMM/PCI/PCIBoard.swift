@@ -36,7 +36,7 @@ final class PCIBoard: Sendable {
     private static let workerLimit = 8
 
     init(
-        _ configurations: [DeviceConfiguration], memory: GuestMemory, machine: any VirtualMachine,
+        _ configurations: [DeviceConfiguration], isTransitional: Bool, memory: GuestMemory, machine: any VirtualMachine,
         highWindow: Range<UInt64>?, activity: EventNotifier, onTrouble: @escaping @Sendable (String) -> Void
     ) throws(MachineError) {
         guard configurations.count <= PCILayout.limit else {
@@ -71,7 +71,9 @@ final class PCIBoard: Sendable {
                 }
                 let transport = try VirtioPCIDevice(
                     device, memory: memory, log: log, doorbellThread: thread,
-                    port: place.bus == nil ? .integratedEndpoint : .endpoint)
+                    port: place.bus == nil ? .integratedEndpoint : .endpoint,
+                    // The ports of a legacy interface would need a window of the root port's.
+                    isTransitional: isTransitional && place.bus == nil)
                 let isMultifunction = layout.isMultifunction(place.address.device)
                 let port = place.bus.map { bus in
                     PCIRootPort(slotNumber: Int(bus), isMultifunction: isMultifunction, child: transport.function) {
@@ -159,6 +161,7 @@ final class PCIBoard: Sendable {
         // At most 32 functions share a line.
         var lines: [UInt32: (line: SharedInterruptLine, count: Int)] = [:]
         var nextAddress = PCIMemoryLayout.lowWindows[0].lowerBound
+        var nextPort = PCIMemoryLayout.portWindow.lowerBound
         for (owner, entry) in entries.enumerated() {
             let function = entry.device.function
             // What is behind a port has its pin at the port's slot (PCI-to-PCI Bridge 1.2 §9.1).
@@ -172,6 +175,11 @@ final class PCIBoard: Sendable {
                 nextAddress = Self.align(nextAddress, to: bar.size)
                 function.assign(nextAddress, to: bar)
                 nextAddress &+= bar.size
+            }
+            for bar in function.description.bars where bar.kind == .io {
+                nextPort = Self.align(nextPort, to: bar.size)
+                function.assign(nextPort, to: bar)
+                nextPort &+= bar.size
             }
             function.assignInterruptLine(UInt8(truncatingIfNeeded: gsi))
             let connection = PCISlotConnection(

@@ -56,7 +56,7 @@ final class PCIDecoder: Sendable {
                     region.doorbells.map { doorbell in
                         IOEvent(
                             address: region.base &+ doorbell.offset, length: UInt32(doorbell.width.rawValue),
-                            isPort: isPort, descriptor: doorbell.notifier.eventDescriptor)
+                            isPort: isPort, match: doorbell.match, descriptor: doorbell.notifier.eventDescriptor)
                     }
                 }
         }
