@@ -1,4 +1,5 @@
 internal import DeviceModel
+internal import Synchronization
 
 /// What drivers from before Virtio 1.0 find (Virtio 1.2 §4.1.4.10). The first write of a status or a queue's address
 /// through it makes the device theirs, until a reset.
@@ -90,7 +91,7 @@ extension VirtioPCIDevice {
         guard legacyFeatureIsOffered else { return false }
         return control.withLock { _ in
             let starts = state.withLock { state in
-                guard state.isLegacy, !state.isDriverReady, state.status & VirtioStatus.driver != 0,
+                guard state.isLegacy, !state.isDriverReady, !isPaused.load(ordering: .relaxed), state.status & VirtioStatus.driver != 0,
                     state.queues.contains(where: \.isEnabled)
                 else { return false }
                 state.isStartedEarly = true

@@ -26,6 +26,8 @@ public final class VirtioPCIDevice: PCIDevice {
     let control = Mutex<Void>(())
     let state: Mutex<VirtioPCIState>
     private let pin = Mutex<Void>(())
+    /// Under `control`: nothing starts between `pause` and `resume`.
+    let isPaused = Atomic<Bool>(false)
 
     /// What queues call; they are made before their transport is.
     private final class Relay: Sendable {
@@ -532,11 +534,17 @@ public final class VirtioPCIDevice: PCIDevice {
     // MARK: Saved state
 
     /// Stops the device between two requests: nothing of it changes guest memory until `resume`.
-    public func pause() { control.withLock { _ in stopDevice() } }
+    public func pause() {
+        control.withLock { _ in
+            isPaused.store(true, ordering: .relaxed)
+            stopDevice()
+        }
+    }
 
     /// Goes on after `pause` or a restore.
     public func resume() {
         control.withLock { _ in
+            isPaused.store(false, ordering: .relaxed)
             let current = state.withLock { $0 }
             guard current.isDriverReady else { return }
             startDevice(current.driverFeatures)
