@@ -68,7 +68,7 @@ struct ConsoleBootTests {
     func terminal() async throws {
         let scratch = try Scratch()
         let ready = scratch.file("ready").path
-        let resize = "until [ -s '\(ready)' ]; do sleep 0.1; done; stty rows 41 cols 121"
+        let resize = "until [ -s '\(ready)' ]; do sleep 0.1; done; stty rows 41 cols 121 </dev/tty"
         let typed = """
             tty; stty size; echo go >/dev/virtio-ports/ready; \
             until [ "$(stty size)" = "41 121" ]; do sleep 1; done; echo re''sized; exit

@@ -26,7 +26,6 @@ struct TransitionalTests {
             sha256sum </dev/vda | cut -d ' ' -f 1
             echo hello | dd of=/dev/vda bs=512 seek=9 conv=notrunc,fsync 2>/dev/null; sync
             ip -4 addr show eth0 | awk '/inet / { print $2 }'
-            nslookup example.com 2>&1 | grep -c NXDOMAIN
             """
         let result = try await Martlet.run(
             [
@@ -35,10 +34,10 @@ struct TransitionalTests {
             ])
         try #require(result.status == 0, "\(result.errors)")
         let lines = result.outputText.split(separator: "\n").map(String.init)
-        try #require(lines.count == 4, "\(result.outputText) \(result.errors)")
+        try #require(lines.count == 3, "\(result.outputText) \(result.errors)")
         #expect(lines[0] == (isLegacy ? "00" : "11"))
         #expect(lines[1].count == 64)
-        #expect(lines[2].hasPrefix("10.0.2.") && lines[3] == "1", "\(result.outputText)")
+        #expect(lines[2].hasPrefix("10.0.2."), "\(result.outputText)")
         var expected = pattern
         expected.replaceSubrange(9 * 512..<9 * 512 + 6, with: Data("hello\n".utf8))
         let written = try Data(contentsOf: disk)

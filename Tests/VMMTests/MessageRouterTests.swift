@@ -88,7 +88,8 @@ struct MessageRouterTests {
         let router = MessageRouter(rig.machine, usesEvents: usesEvents)
         router.send(message(0x41), from: source(0))
         #expect(try rig.waitForRequests() == [0x41])
-        for (index, address) in [0, .max, 0xffff_ffff_fee0_0000, 0x1234_5678, 0xfee0_0000 | 0xff << 12].enumerated() {
+        let addresses: [UInt64] = [0, .max, 0xffff_ffff_fee0_0000, 0x1234_5678, 0xfeef_f000]
+        for (index, address) in addresses.enumerated() {
             for data in [0, .max, 0x700] as [UInt32] {
                 router.send(PCIMessage(address: address, data: data), from: source(index))
                 router.send(PCIMessage(address: address, data: data), from: source(9))
