@@ -134,8 +134,8 @@ let package = Package(
         .testTarget(
             name: "VMMTests",
             dependencies: [
-                "CHost", "DeviceModel", "Disk", "Host", "HostNetwork", "Hypervisor", "Net", "Platform", "SoftKVM",
-                "Virtio", "VMM", "X86",
+                "CHost", "DeviceModel", "Disk", "Host", "HostNetwork", "Hypervisor", "KernelKVM", "Net", "Platform",
+                "SoftKVM", "Virtio", "VMM", "X86",
             ],
             swiftSettings: strict),
         // Whole guests with the release binary, and the host's own tools as judges.

@@ -97,6 +97,20 @@ struct RunCommand: ParsableCommand {
                             'OK N' and a newline, speaks to port PORT of the guest. A guest that connects to port P of
                             the host (CID 2) reaches the Unix socket PATH_P.
 
+            CONSOLES AND PORTS
+              --console virtio   the terminal is the guest's hvc0, and changes its size there when it does here. The first
+                            serial port is shown on it too, and gets what is typed until the guest has a driver for hvc0.
+              --port NAME=unix:PATH   the guest's /dev/virtio-ports/NAME is a Unix socket that is made, for one client at
+                            a time: the place for a guest agent
+              --port NAME=file:PATH   what the guest writes to it is added to a file
+
+            MEMORY
+              --balloon KEY[,KEY…]
+              target=SIZE   how much of its memory the guest is asked to give back, such as 256M
+              deflate-on-oom   the guest may take some of it again before it kills a process for want of memory
+              free-page-reporting   memory that the guest does not use goes back to the host until it does
+              What became of it is told at the end with --verbose.
+
             KEYS (when standard input is a terminal)
               Ctrl-A x      switch the machine off and leave
               Ctrl-A h      show these keys
@@ -222,6 +236,31 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
+            "What the terminal is in the guest: ttyS0 (serial, the default) or hvc0 (virtio); see CONSOLES AND PORTS.",
+            valueName: "serial|virtio"),
+        transform: ConsoleOption.parse)
+    var console: ConsoleOption = .serial
+
+    @Option(
+        help: ArgumentHelp(
+            "Connect a named port of the guest with a Unix socket or a file (see CONSOLES AND PORTS); again for more.",
+            valueName: "name=unix:path"),
+        transform: PortOption.parse)
+    var port: [PortOption] = []
+
+    @Option(
+        help: ArgumentHelp(
+            "Give memory of the guest back to the host: target=SIZE, free-page-reporting, deflate-on-oom (see MEMORY).",
+            valueName: "key[,key]"),
+        transform: BalloonOption.parse)
+    var balloon: BalloonOption?
+
+    @Flag(
+        help: "Disks and network cards work with drivers from before Virtio 1.0 too (Linux before 4.0, old Windows).")
+    var transitional = false
+
+    @Option(
+        help: ArgumentHelp(
             "Add a device: isa-debug-exit[,iobase=0xf4,iosize=4], or virtio-rng, the host's random numbers; again for more.",
             valueName: "device"),
         transform: DeviceOption.parse)
@@ -284,6 +323,11 @@ struct RunCommand: ParsableCommand {
         }
         if !symbols.isEmpty, profile == nil { throw ValidationError("--symbols names what --profile finds: give both") }
         _ = try NetworkOptions.cards(net, publish: publish, capture: capture)
+        try PortOption.check(port)
+        if let balloon, UInt64(balloon.targetPages) << 12 >= memorySize {
+            throw ValidationError(
+                "The balloon's target is all of the guest's memory (\(memorySize >> 20) MiB): ask for less")
+        }
         if trace.isEmpty, traceFile != nil { throw ValidationError("--trace-file is for --trace: give both") }
         if trace.isEmpty, traceLimit != nil { throw ValidationError("--trace-limit is for --trace: give both") }
     }

@@ -1,6 +1,7 @@
 internal import Host
 internal import Net
 internal import Platform
+internal import SoftKVM
 internal import VMM
 internal import Virtio
 
@@ -18,7 +19,7 @@ struct RunSession {
         self.startedAt = startedAt
         try Self.requireStandardStreams()
         do {
-            signals = try SignalSource([.interrupt, .terminate, .hangUp, .quit, .continue])
+            signals = try SignalSource([.interrupt, .terminate, .hangUp, .quit, .continue, .windowChange])
         } catch {
             throw MachineError("\(error). Raise the limit of open files (ulimit -n) and try again.")
         }
@@ -44,7 +45,8 @@ struct RunSession {
         let session = try MachineSession(
             configuration, console: console, engine: engine,
             restarts: !options.noReboot && mode != .command, signals: signals, startedAt: startedAt,
-            deadline: deadline, observer: observer(terminal), symbols: output.symbols)
+            deadline: deadline, observer: observer(terminal), symbols: output.symbols,
+            asksBalloons: options.verbose && options.engine != .lockstep)
         let end: SessionEnd
         do throws(MachineError) {
             end = try session.run()
@@ -54,7 +56,10 @@ struct RunSession {
         }
         terminal?.restore()
         try Self.closeDevices(configuration)
-        if options.verbose { NetworkOptions.figures(configuration.devices).forEach(Message.note) }
+        if options.verbose {
+            NetworkOptions.figures(configuration.devices).forEach(Message.note)
+            BalloonOption.figures(configuration.devices).forEach(Message.note)
+        }
         output.finish(session.profile, verbose: options.verbose)
         return EndReport(end: end, trace: session.trace, engineName: engine.name, options: options, isTyping: isTyping)
             .tell()
@@ -106,6 +111,7 @@ struct RunSession {
             memorySize: options.memorySize, kernel: kernel, modules: try modules(mode, guest),
             commandLine: commandLine(mode), serial: mode == .console ? .console : .defaultGuest,
             debugExit: debugExit, processor: options.cpu.model, devices: try devices { Message.note($0 + newline) },
+            isTransitional: options.transitional,
             onDeviceTrouble: { Message.note($0 + newline) })
     }
 
@@ -129,12 +135,19 @@ struct RunSession {
         devices += try NetworkOptions.open(cards, log: log)
         for share in options.share { devices.append(try share.open(of: options.share.count)) }
         if let socket = options.vsock { devices.append(try socket.open()) }
+        if options.console == .virtio { devices.append(.console) }
+        if !options.port.isEmpty { devices.append(.ports(try PortOption.open(options.port, log: log))) }
+        if let balloon = options.balloon {
+            devices.append(
+                .balloon(BalloonControl(targetPages: balloon.targetPages, options: balloon.options)))
+        }
         return devices + options.device.filter { $0 == .entropy }.map { _ in .entropy }
     }
 
     /// Each one, whatever becomes of the others; the first trouble is told.
     private static func closeDevices(_ configuration: MachineConfiguration) throws(MachineError) {
         for case .socket(let endpoint) in configuration.devices { endpoint.close() }
+        for case .ports(let endpoints) in configuration.devices { for endpoint in endpoints { endpoint.close() } }
         var trouble: BlockError?
         for case .disk(let backend, _) in configuration.devices {
             do throws(BlockError) {
@@ -181,7 +194,8 @@ struct RunSession {
         guard mode == .console, options.kernel != nil else {
             let own = DefaultGuest.kernelOptions(mitigations: options.cpu.model.wantsMitigations)
             let shares = options.share.map { "martlet.share=\($0.tag)" }
-            return ([own] + shares + [options.append]).compactMap(\.self).joined(separator: " ")
+            let ports = options.port.map { "martlet.port=\($0.name)" }
+            return ([own] + shares + ports + [options.append]).compactMap(\.self).joined(separator: " ")
         }
         return options.append
     }

@@ -68,6 +68,8 @@ public struct FileDescriptor: ~Copyable, Sendable {
         case create
         /// A new file for writing; fails when there is anything of that name.
         case createNew
+        /// For writing behind what is there; made if there is none.
+        case append
 
         fileprivate var flags: Int32 {
             switch self {
@@ -76,6 +78,8 @@ public struct FileDescriptor: ~Copyable, Sendable {
             case .readWrite: O_RDWR
             case .create: O_WRONLY | O_CREAT | O_TRUNC
             case .createNew: O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW
+            // Not waiting for a pipe's reader.
+            case .append: O_WRONLY | O_CREAT | O_APPEND | O_NONBLOCK
             }
         }
     }
@@ -95,6 +99,11 @@ public struct FileDescriptor: ~Copyable, Sendable {
 
     public func read(upTo count: Int) throws(HostError) -> [UInt8] { try borrowed.read(upTo: count) }
     public func write(_ bytes: some Collection<UInt8>) throws(HostError) { try borrowed.write(bytes) }
+
+    /// Fails with EISDIR for a directory and EINVAL for anything else that is not a regular file.
+    public func requireRegularFile(_ path: String) throws(HostError) {
+        _ = try check(host_regular_file_size(rawValue), "Cannot use \(path)")
+    }
 
     /// Gives up ownership: the caller closes.
     public consuming func release() -> Int32 {

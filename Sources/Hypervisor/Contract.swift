@@ -67,6 +67,10 @@ public protocol VirtualMachine: AnyObject, Sendable {
     /// KVM_IRQFD: from now on a signal of the eventfd is an edge of the GSI, without a call; or no longer.
     func setIRQEvent(_ descriptor: Int32, gsi: GSI, isAssigned: Bool) throws(HypervisorError)
 
+    /// Whether a signal of an IRQ event's eventfd reaches the guest in the signalling thread. Otherwise a thread of the
+    /// engine waits for it, and `signalMSI` is the shorter way.
+    var takesIRQEventsDirectly: Bool { get }
+
     /// KVM_IOEVENTFD: from now on a guest's matching write signals an eventfd and is no exit; or no longer. ENOTSUP where
     /// devices must not do anything while the guest runs (`writesOnlyInExits`).
     func setIOEvent(_ event: IOEvent, isAssigned: Bool) throws(HypervisorError)
@@ -168,6 +172,7 @@ public protocol VirtualCPU: AnyObject {
 
 extension VirtualMachine {
     public var writesOnlyInExits: Bool { false }
+    public var takesIRQEventsDirectly: Bool { false }
 
     public func noteMemoryWritten(at address: GuestPhysicalAddress, count: Int) {}
 }

@@ -108,6 +108,9 @@ final class KVMVirtualMachine: VirtualMachine {
         try self.descriptor.call("KVM_IRQFD", kvm_ioctl_irqfd, with: irqfd)
     }
 
+    // virt/kvm/eventfd.c, irqfd_wakeup: a message is delivered where the eventfd is written.
+    var takesIRQEventsDirectly: Bool { true }
+
     func setIOEvent(_ event: IOEvent, isAssigned: Bool) throws(HypervisorError) {
         var ioeventfd = kvm_ioeventfd()
         ioeventfd.addr = event.address

@@ -74,8 +74,9 @@ final class Machine {
         let window = PCIMemoryLayout.highWindow(
             above: layout, physicalAddressBits: GuestCPUID.physicalAddressBits(in: cpuid))
         pci = try PCIBoard(
-            configuration.devices, memory: memory, machine: virtualMachine, highWindow: window,
-            onTrouble: configuration.onDeviceTrouble, saved: saved?.functions)
+            configuration.devices, isTransitional: configuration.isTransitional, memory: memory,
+            machine: virtualMachine, highWindow: window, activity: activity,
+            onTrouble: configuration.onDeviceTrouble, saved: saved?.pci)
         switch origin {
         case .boot(_, let line): commandLine = line
         case .saved(let state): commandLine = state.commandLine
@@ -107,6 +108,8 @@ final class Machine {
     }
 
     var serial: [SerialConnection] { board.serial }
+    /// The terminal, where it is a virtio console.
+    var console: VirtioConsoleConnection? { pci.console }
     var sawPanic: Bool { events.sawPanic }
 
     /// How it ended, once the processor has stopped.
@@ -212,6 +215,8 @@ final class Machine {
 
     /// What a Linux kernel gets if nobody said anything: otherwise it would be silent, and hang after a panic.
     private static let defaultCommandLine = "console=ttyS0 panic=-1"
+    /// The last one named is the guest's /dev/console.
+    private static let virtioCommandLine = "console=ttyS0 console=hvc0 panic=-1"
 
     private static func plan(
         _ configuration: MachineConfiguration, layout: PhysicalMemoryMap
@@ -224,7 +229,8 @@ final class Machine {
             guard configuration.commandLine == nil, plan.state.bootProtocol != .multiboot else {
                 return (plan, request.commandLine)
             }
-            request.commandLine = defaultCommandLine
+            let hasConsole = configuration.devices.contains(where: \.isConsole)
+            request.commandLine = hasConsole ? virtioCommandLine : defaultCommandLine
             return (try BootLoader.plan(request), request.commandLine)
         } catch {
             throw MachineError("\(error)")

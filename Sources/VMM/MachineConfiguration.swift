@@ -45,9 +45,20 @@ public enum DeviceConfiguration: Sendable {
     case fileSystem(FileShare, tag: String)
     /// Stream sockets between guest and host; not where devices may act only in exits.
     case socket(SocketEndpoint)
+    /// The terminal as a virtio console, beside the serial one; not where devices may act only in exits.
+    case console
+    /// Named byte streams between guest and host; not where devices may act only in exits.
+    case ports([ConsoleEndpoint])
+    /// Takes memory back from the guest.
+    case balloon(BalloonControl)
 
     var isNetwork: Bool {
         if case .network = self { return true }
+        return false
+    }
+
+    var isConsole: Bool {
+        if case .console = self { return true }
         return false
     }
 }
@@ -65,15 +76,19 @@ public struct MachineConfiguration: Sendable {
     public var processor: CPUModel
     /// PCI devices, in the order of their slots.
     public var devices: [DeviceConfiguration]
+    /// Disks and network cards have the interface of drivers from before Virtio 1.0, too.
+    public var isTransitional: Bool
     /// Hears, from any thread, what devices find wrong with their guest or their host; bounded.
     public var onDeviceTrouble: @Sendable (String) -> Void
 
     public init(
         memorySize: UInt64, kernel: any BootFile, modules: [BootModule] = [], commandLine: String? = nil,
         serial: SerialLayout = .console, debugExit: DebugExitConfiguration? = nil, processor: CPUModel = CPUModel(),
-        devices: [DeviceConfiguration] = [], onDeviceTrouble: @escaping @Sendable (String) -> Void = { _ in }
+        devices: [DeviceConfiguration] = [], isTransitional: Bool = false,
+        onDeviceTrouble: @escaping @Sendable (String) -> Void = { _ in }
     ) {
         self.devices = devices
+        self.isTransitional = isTransitional
         self.onDeviceTrouble = onDeviceTrouble
         self.memorySize = memorySize
         self.kernel = kernel

@@ -20,6 +20,8 @@ public struct VirtioKind: Equatable, Sendable {
 
 /// Feature bits that belong to no device type (§6).
 public enum VirtioFeature {
+    /// Of the legacy interface: requests need not be cut as the first drivers cut them.
+    static let anyLayout: UInt64 = 1 << 27
     public static let indirectDescriptors: UInt64 = 1 << 28
     public static let eventIndex: UInt64 = 1 << 29
     public static let version1: UInt64 = 1 << 32

@@ -45,6 +45,43 @@ struct OptionValuesTests {
     }
 
     @Test(
+        "Ports",
+        arguments: [
+            ("agent=unix:/run/a:b=c", PortOption(name: "agent", target: .socket, path: "/run/a:b=c")),
+            ("org.qemu.guest_agent.0=file:log", PortOption(name: "org.qemu.guest_agent.0", target: .file, path: "log")),
+        ])
+    func port(text: String, expected: PortOption) throws {
+        #expect(try PortOption.parse(text) == expected)
+        #expect(throws: (any Error).self) { try PortOption.check([expected, expected]) }
+        #expect(throws: (any Error).self) {
+            try PortOption.check((0..<16).map { PortOption(name: "\($0)", target: .file, path: "f") })
+        }
+    }
+
+    @Test(
+        "Ports that are none",
+        arguments: ["", "a", "=unix:/s", "a=unix:", "a=unix", "a=tcp:1", "a b=unix:/s", "a/b=file:f", ".a=file:f"])
+    func badPort(text: String) {
+        #expect(throws: (any Error).self) { try PortOption.parse(text) }
+    }
+
+    @Test(
+        "Balloons",
+        arguments: [
+            ("target=0", 0, false, false), ("target=256M", 65536, false, false),
+            ("free-page-reporting", 0, false, true), ("deflate-on-oom,target=4M,free-page-reporting", 1024, true, true),
+        ] as [(String, UInt32, Bool, Bool)])
+    func balloon(text: String, pages: UInt32, deflates: Bool, reports: Bool) throws {
+        let options = BalloonOptions(deflatesOnOOM: deflates, reportsFreePages: reports)
+        #expect(try BalloonOption.parse(text) == BalloonOption(targetPages: pages, options: options))
+    }
+
+    @Test("Balloons that are none", arguments: ["", "target", "target=", "target=1", "target=100T", "x", "target=0,"])
+    func badBalloon(text: String) {
+        #expect(throws: (any Error).self) { try BalloonOption.parse(text) }
+    }
+
+    @Test(
         "Devices",
         arguments: [
             ("isa-debug-exit", DebugExitConfiguration()),

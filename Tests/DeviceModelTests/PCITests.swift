@@ -18,7 +18,7 @@ private final class TestConnection: PCIConnection {
 
     func decode(_ regions: [PCIRegion]) { self.regions.withLock { $0 = regions } }
     func setInterruptPin(_ level: Bool) { levels.withLock { $0.append(level) } }
-    func send(_ message: PCIMessage) { messages.withLock { $0.append(message) } }
+    func send(_ message: PCIMessage, vector: Int) { messages.withLock { $0.append(message) } }
 }
 
 @Suite("PCI function") struct PCIFunctionTests {

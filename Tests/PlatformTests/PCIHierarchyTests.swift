@@ -27,7 +27,12 @@ import Testing
     init() {
         let resets = resets
         port = PCIRootPort(slotNumber: 3, child: child) { resets.append(true) }
-        let hierarchy = PCIHierarchy([1: Self.function(0x1111), 3: port])
+        let further = PCIRootPort(slotNumber: 4, isMultifunction: true, child: Self.function(0x3333))
+        let hierarchy = PCIHierarchy([
+            PCIAddress(device: 1): Self.function(0x1111), PCIAddress(device: 3): port,
+            PCIAddress(device: 4): PCIRootPort(slotNumber: 5, isMultifunction: true, child: nil),
+            PCIAddress(device: 4, function: 7): further,
+        ])
         bridge = PCIHostBridge(hierarchy: hierarchy) {}
         window = PCIExpressWindow(hierarchy)
     }
@@ -46,7 +51,7 @@ import Testing
         bridge.store(0x8000_0000 | bus << 16 | device << 11 | register, 0, .double)
         #expect(bridge.load(4, .double) == expected)
         #expect(window.load(address(bus, device, register), .double) == expected)
-        // Function 1 of none of them answers.
+        // Function 1 of none of these answers.
         #expect(window.load(address(bus, device, 1 << 12), .double) == 0xFFFF_FFFF)
     }
 
@@ -59,6 +64,70 @@ import Testing
         window.store(0x40, address(0, 3, 0x3E), .word)
         window.store(0x40, address(0, 3, 0x3E), .word)
         #expect(resets.count == 1, "on the rising edge")
+    }
+
+    @Test func severalPortsInASlot() {
+        #expect(window.load(address(0, 4, 0x0E), .byte) == 0x81)
+        #expect(window.load(address(0, 4, 7 << 12 | 0x0E), .byte) == 0x81)
+        #expect(window.load(address(0, 4, 1 << 12), .double) == 0xFFFF_FFFF)
+        window.store(0x00_0707_00, address(0, 4, 7 << 12 | 0x18), .double)
+        #expect(window.load(address(7, 0, 0), .double) == 0x3333_1AF4)
+        #expect(window.load(address(7, 0, 1 << 12), .double) == 0xFFFF_FFFF, "it has one function")
+    }
+
+    /// What reaches the board.
+    private final class Board: PCIConnection {
+        let decoded = Recorder<[UInt64]>()
+        let messages = Recorder<Int>()
+        let levels = Recorder<Bool>()
+        func decode(_ regions: [PCIRegion]) { decoded.append(regions.map(\.base)) }
+        func setInterruptPin(_ level: Bool) { levels.append(level) }
+        func send(_ message: PCIMessage, vector: Int) { messages.append(vector) }
+    }
+
+    /// The only connection of a function is by way of its port.
+    @Test func windows() {
+        let board = Board()
+        child.connect(Plain(), to: port.connection(to: board))
+        window.store(0x00_0505_00, address(0, 3, 0x18), .double)
+        window.store(2, address(5, 0, 4), .word)
+        #expect(board.decoded.values.last == [], "no address, and a closed window")
+        window.store(0xC012_3000, address(5, 0, 0x10), .double)
+        #expect(board.decoded.values.last == [])
+        window.store(0xC010_C010, address(0, 3, 0x20), .double)
+        #expect(board.decoded.values.last == [], "the port's memory space is off")
+        window.store(2, address(0, 3, 4), .word)
+        #expect(board.decoded.values.last == [0xC012_3000])
+        for base in [0xC00F_F000, 0xC020_0000] as [UInt64] {
+            window.store(base, address(5, 0, 0x10), .double)
+            #expect(board.decoded.values.last == [], "\(base) is beside the window")
+        }
+        window.store(0xC01F_F000, address(5, 0, 0x10), .double)
+        #expect(board.decoded.values.last == [0xC01F_F000])
+        window.store(0xC000_C010, address(0, 3, 0x20), .double)
+        #expect(board.decoded.values.last == [], "the limit is below the base")
+        // The prefetchable window, whose upper halves have registers of their own.
+        window.store(0xC011_C011, address(0, 3, 0x24), .double)
+        #expect(board.decoded.values.last == [0xC01F_F000])
+        window.store(1, address(0, 3, 0x28), .double)
+        #expect(board.decoded.values.last == [])
+        port.assign(bus: 9, memory: 0xC010_0000..<0xC030_0000)
+        #expect(window.load(address(0, 3, 0x20), .double) == 0xC020_C010)
+        #expect(window.load(address(9, 0, 0), .double) == 0x2222_1AF4)
+    }
+
+    @Test func messagesNeedTheMastersBit() {
+        let board = Board()
+        let downstream = port.connection(to: board)
+        let message = PCIMessage(address: 0xFEE0_0000, data: 1)
+        downstream.send(message, vector: 1)
+        window.store(4, address(0, 3, 4), .word)
+        downstream.send(message, vector: 2)
+        downstream.setInterruptPin(true)
+        #expect(board.messages.values == [2] && board.levels.values == [true])
+        port.disconnect()
+        downstream.send(message, vector: 3)
+        #expect(board.messages.values == [2])
     }
 
     @Test func quadAccessesAreTwo() {
@@ -83,6 +152,8 @@ import Testing
             return state >> 16
         }
         let widths: [AccessWidth] = [.byte, .word, .double, .quad]
+        let board = Board()
+        child.connect(Plain(), to: port.connection(to: board))
         for _ in 0..<20_000 {
             let width = widths[Int(next() % 4)]
             let place = address(next() % 8, next() % 5, next() % 4096)

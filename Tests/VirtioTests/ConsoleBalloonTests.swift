@@ -18,6 +18,8 @@ private final class Sink: ConsoleSink {
         }
     }
 
+    func inputSpaceAvailable(port: Int) {}
+
     func text(_ port: Int) -> String { state.withLock { String(decoding: $0.bytes[port] ?? [], as: UTF8.self) } }
     func setRoom(_ room: Int) { state.withLock { $0.room = room } }
 }
@@ -95,6 +97,80 @@ struct ConsoleTests {
         #expect(try driver.queues[5].collect().count == 2)
     }
 
+    @Test("A console without named ports has no control queues, and its size is in the configuration")
+    func alone() throws {
+        let console = VirtioConsole(ports: [.init(isConsole: true)], sink: sink)
+        #expect(console.features == 1 && console.queueSizes.count == 2 && !console.isOpen(port: 0))
+        let driver = try start(console)
+        #expect(console.isOpen(port: 0) && !console.isOpen(port: 1))
+        // A driver takes the first size from a change too.
+        #expect(driver.read(VirtioCommonRegister.configurationGeneration, .byte) == 1)
+        console.resize(columns: 132, rows: 50)
+        console.setConnected(false, port: 0)
+        #expect(driver.read(VirtioPCILayout.device, .double) == 132 | 50 << 16)
+        #expect(driver.read(VirtioCommonRegister.configurationGeneration, .byte) == 2)
+        #expect(driver.read(VirtioPCILayout.interruptStatus, .byte) & 2 != 0)
+        try driver.queues[0].submit([.writable(8)])
+        #expect(console.receive(Array("key".utf8), port: 0) == 3)
+        #expect(try driver.queues[0].collect().first?.bytes.prefix(3) == Array("key".utf8)[...])
+        driver.setStatus(0)
+        #expect(!console.isOpen(port: 0))
+        #expect(driver.read(VirtioPCILayout.device, .double) == 132 | 50 << 16, "of the terminal, not of the driver")
+    }
+
+    /// What came on the control queue since the last call.
+    private func answers(_ driver: ModelDriver) throws -> [[UInt8]] {
+        try driver.queues[2].collect().map { Array($0.bytes.prefix(Int($0.written))) }
+    }
+
+    @Test("Bytes wait for a port to be opened, and the end comes behind them", arguments: [false, true])
+    func ports(isRestored: Bool) throws {
+        let ports = [VirtioConsole.PortDescription(name: "a"), VirtioConsole.PortDescription(name: "b")]
+        var console = VirtioConsole(ports: ports, sink: sink)
+        var driver = try start(console)
+        for _ in 0..<30 { try driver.queues[2].submit([.writable(32)]) }
+        // Nobody is there before the guest knows the port: it is not told of what it does not know.
+        console.setConnected(false, port: 1)
+        _ = try driver.request([message(0, 0, 1)], queue: 3)
+        #expect(try answers(driver).map { $0[4] } == [1, 1])
+        _ = try driver.request([message(1, 3, 1)], queue: 3)
+        #expect(try answers(driver) == [[1, 0, 0, 0, 7, 0, 1, 0, 0x62], [1, 0, 0, 0, 6, 0, 0, 0]])
+        console.setConnected(true, port: 1)
+        #expect(try answers(driver) == [[1, 0, 0, 0, 6, 0, 1, 0]])
+        #expect(console.receive(Array("hello".utf8), port: 1) == 5)
+        try driver.queues[4].submit([.writable(4)])
+        driver.notify(4)
+        #expect(try driver.queues[4].collect().isEmpty, "the guest has not opened it")
+        _ = try driver.request([message(1, 6, 1)], queue: 3)
+        #expect(try driver.queues[4].collect().first?.bytes == Array("hell".utf8))
+        console.setConnected(false, port: 1)
+        #expect(try answers(driver).isEmpty)
+        if isRestored {
+            driver.transport.pause()
+            let saved = try VirtioPCISavedState(encoded: driver.transport.save().encoded())
+            console = try VirtioConsole(
+                restoring: VirtioConsoleSavedState(encoded: saved.device), ports: ports, sink: sink)
+            driver = ModelDriver(
+                continuing: driver, with: try VirtioPCIDevice(restoring: saved, console, memory: driver.memory))
+            driver.transport.resume()
+        }
+        try driver.queues[4].submit([.writable(4)])
+        driver.notify(4)
+        #expect(try driver.queues[4].collect().first?.written == 1)
+        #expect(try answers(driver) == [[1, 0, 0, 0, 6, 0, 0, 0]])
+        // Of several changes that the guest has not heard, the last one is told.
+        for _ in 0..<400 {
+            console.setConnected(true, port: 1)
+            console.setConnected(false, port: 1)
+        }
+        let told = try answers(driver)
+        #expect(told.count <= 30 && told.allSatisfy { $0[4] == 6 })
+        for _ in 0..<30 { try driver.queues[2].submit([.writable(32)]) }
+        driver.notify(2)
+        #expect(try (told + answers(driver)).last == [1, 0, 0, 0, 6, 0, 0, 0])
+        #expect(!driver.needsReset)
+    }
+
     @Test("A saved console goes on in the middle of a buffer")
     func savedState() throws {
         let console = VirtioConsole(ports: Self.ports, sink: sink)
@@ -147,6 +223,43 @@ struct BalloonTests {
         #expect(driver.read(VirtioPCILayout.device, .double) == 9)
         #expect(driver.read(VirtioPCILayout.interruptStatus, .byte) & 2 != 0)
         #expect(!driver.needsReset)
+    }
+
+    @Test("Neighbours go together, and what is no memory spoils nothing")
+    func runs() throws {
+        let balloon = VirtioBalloon()
+        let driver = try ModelDriver(balloon)
+        try #require(driver.start(features: balloon.features))
+        let last = UInt32(ModelDriver.memorySize / 4096 - 1)
+        let pages = [last, 770, 769, 771, 769, 800, last + 1, last + 2, .max]
+        for page in Set(pages.prefix(6)).union([768, 772]) {
+            try driver.memory.store(UInt64(page), at: GuestPhysicalAddress(UInt64(page) * 4096 + 8))
+        }
+        _ = try driver.request([numbers(pages)], queue: 0)
+        func value(_ page: UInt32) throws -> UInt64 {
+            try driver.memory.load(at: GuestPhysicalAddress(UInt64(page) * 4096 + 8))
+        }
+        for page in pages.prefix(6) { #expect(try value(page) == 0, "page \(page)") }
+        #expect(try value(768) == 768 && value(772) == 772)
+        #expect(!driver.needsReset)
+    }
+
+    @Test("What is not offered has no queue and no bit")
+    func options() throws {
+        let plain = VirtioBalloon(options: BalloonOptions(deflatesOnOOM: false, reportsFreePages: false))
+        #expect(plain.features == 2 && plain.queueSizes.count == 3)
+        let control = BalloonControl(targetPages: 5)
+        let driver = try ModelDriver(try control.makeBalloon())
+        try #require(driver.start(features: 0x26))
+        control.setTarget(pages: 8)
+        #expect(driver.read(VirtioPCILayout.device, .double) == 8)
+        driver.write(VirtioPCILayout.device + 4, .double, 3)
+        _ = try driver.request([.writable(2 * 4096)], queue: 3)
+        #expect(control.figures == .init(targetPages: 8, actualPages: 3, reportedBytes: 8192))
+        control.unplug()
+        #expect(control.figures.reportedBytes == 8192)
+        // The next machine's balloon asks for the same.
+        #expect(try control.makeBalloon().configuration[0] == 8)
     }
 
     @Test("Statistics are asked for with the guest's own buffer")

@@ -84,6 +84,56 @@ struct FuzzTests {
         }
     }
 
+    private final class NoiseSink: ConsoleSink {
+        func write(_ bytes: [UInt8], port: Int) -> Int { bytes.count / (port + 1) }
+        func inputSpaceAvailable(port: Int) {}
+    }
+
+    @Test("Consoles and balloons whose drivers send noise", arguments: [false, true])
+    func consoleAndBalloon(isPacked: Bool) throws {
+        let memory = try ModelDriver.makeMemory()
+        try run(seed: isPacked ? 4 : 5) { generator in
+            let sink = NoiseSink()
+            let console = VirtioConsole(
+                ports: [.init(name: "a"), .init(isConsole: true), .init(name: "c")], sink: sink)
+            let balloon = VirtioBalloon(targetPages: 9)
+            let device: any VirtioDevice = generator.next() & 1 == 0 ? console : balloon
+            let style = DriverStyle(isPacked: isPacked, hasEventIndex: generator.next() & 1 == 0)
+            let driver = try ModelDriver(device, style: style, memory: memory)
+            try #require(driver.start(features: device.features & generator.next() | 2))
+            for _ in 0..<60 {
+                let queue = Int(generator.next() % UInt64(device.queueSizes.count))
+                // Often small numbers, as control messages and page numbers have them.
+                let bytes = (0..<Int(generator.next() % 40)).map { _ in
+                    UInt8(truncatingIfNeeded: generator.next() & 1 == 0 ? generator.next() % 8 : generator.next())
+                }
+                let size = Int(generator.next() % 64)
+                try driver.queues[queue].submit(
+                    generator.next() & 1 == 0 ? [.readable(bytes)] : [.readable(bytes), .writable(size)])
+                driver.notify(queue)
+                switch generator.next() % 8 {
+                case 0: _ = console.receive(bytes, port: Int(generator.next() % 4))
+                case 1: console.setConnected(generator.next() & 1 == 0, port: Int(generator.next() % 4))
+                case 2: console.outputSpaceAvailable(port: Int(generator.next() % 4))
+                case 3: console.resize(columns: UInt16(truncatingIfNeeded: generator.next()), rows: 1)
+                case 4: _ = balloon.statistics()
+                case 5: balloon.setTarget(pages: UInt32(truncatingIfNeeded: generator.next()))
+                default: _ = try driver.queues[queue].collect()
+                }
+            }
+            driver.transport.pause()
+            let saved = try VirtioPCISavedState(encoded: driver.transport.save().encoded())
+            if device === console {
+                _ = try VirtioConsoleSavedState(encoded: saved.device)
+            } else {
+                _ = try VirtioBalloonSavedState(encoded: saved.device)
+            }
+            driver.setStatus(0)
+            try #require(driver.start(features: device.features))
+            driver.transport.shutDown()
+        }
+    }
+
     @Test("Registers and configuration space full of noise")
     func registers() throws {
         let memory = try ModelDriver.makeMemory()

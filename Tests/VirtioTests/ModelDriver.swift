@@ -19,7 +19,7 @@ final class RecordingConnection: PCIConnection {
 
     func decode(_ regions: [PCIRegion]) { state.withLock { $0.regions = regions } }
     func setInterruptPin(_ level: Bool) { state.withLock { $0.pin = level } }
-    func send(_ message: PCIMessage) {
+    func send(_ message: PCIMessage, vector: Int) {
         state.withLock { $0.messages.append(message) }
         bell.ring(1)
     }
@@ -265,14 +265,17 @@ final class ModelQueue {
     private var nextUsed = PackedRing.Position()
     private var freeEntries: UInt16
 
-    init(index: Int, base: UInt64, size: UInt16, style: DriverStyle, memory: GuestMemory) {
+    init(
+        index: Int, base: UInt64, size: UInt16, style: DriverStyle, memory: GuestMemory,
+        addresses: QueueAddresses? = nil
+    ) {
         self.index = index
         self.size = size
         self.style = style
         self.memory = memory
-        descriptors = base
-        driverArea = base + 0x4000
-        deviceArea = base + 0x6000
+        descriptors = addresses?.descriptors ?? base
+        driverArea = addresses?.driver ?? base + 0x4000
+        deviceArea = addresses?.device ?? base + 0x6000
         data = base + 0x10000
         free = Array((0..<size).reversed())
         freeEntries = size

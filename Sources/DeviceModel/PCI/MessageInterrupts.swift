@@ -1,3 +1,9 @@
+/// A message that waited behind a mask.
+struct FreedMessage: Equatable {
+    var vector: Int
+    var message: PCIMessage
+}
+
 /// The MSI-X table and its pending bits (PCIe 5.0 §7.7.2), 16 bytes for each vector.
 struct MSIXTable: Sendable, Equatable {
     static let entrySize = 16
@@ -33,12 +39,13 @@ struct MSIXTable: Sendable, Equatable {
     }
 
     /// The messages that a change of the masks has freed.
-    mutating func takeFreed() -> [PCIMessage] {
+    mutating func takeFreed() -> [FreedMessage] {
         guard isEnabled, !isFunctionMasked else { return [] }
-        var freed: [PCIMessage] = []
+        var freed: [FreedMessage] = []
         for index in entries.indices where entries[index].isPending && !entries[index].isMasked {
             entries[index].isPending = false
-            freed.append(PCIMessage(address: entries[index].address, data: entries[index].data))
+            let message = PCIMessage(address: entries[index].address, data: entries[index].data)
+            freed.append(FreedMessage(vector: index, message: message))
         }
         return freed
     }
@@ -135,11 +142,13 @@ struct MSIRegisters: Sendable, Equatable {
         return message(vector, space)
     }
 
-    mutating func takeFreed(_ space: PCIConfigurationSpace) -> [PCIMessage] {
+    mutating func takeFreed(_ space: PCIConfigurationSpace) -> [FreedMessage] {
         guard isEnabled(space) else { return [] }
         let masked: UInt32 = space.value(at: offset + Self.mask)
         let freed = pending & ~masked
         pending &= masked
-        return (0..<vectorCount).filter { freed & 1 << UInt32($0) != 0 }.map { message($0, space) }
+        return (0..<vectorCount).filter { freed & 1 << UInt32($0) != 0 }.map {
+            FreedMessage(vector: $0, message: message($0, space))
+        }
     }
 }

@@ -309,7 +309,7 @@ public final class PCIFunction: PCIConfigurable {
             guard state.msi?.isEnabled(state.space) == true else { return nil }
             return state.msi?.signal(vector, state.space)
         }
-        if let message { connection?.send(message) }
+        if let message { connection?.send(message, vector: vector) }
     }
 
     private func sendFreed() {
@@ -317,7 +317,7 @@ public final class PCIFunction: PCIConfigurable {
             (state.msix?.takeFreed() ?? []) + (state.msi?.takeFreed(state.space) ?? [])
         }
         guard !messages.isEmpty, let connection else { return }
-        for message in messages { connection.send(message) }
+        for freed in messages { connection.send(freed.message, vector: freed.vector) }
     }
 
     /// The level that the device wants on its interrupt pin.

@@ -68,11 +68,14 @@ public struct PCIBaseAddress: Equatable, Sendable {
 public struct PCIDoorbell: Sendable {
     public var offset: UInt64
     public var width: AccessWidth
+    /// Only writes of this value.
+    public var match: UInt64?
     public var notifier: any DoorbellNotifier
 
-    public init(offset: UInt64, width: AccessWidth, notifier: any DoorbellNotifier) {
+    public init(offset: UInt64, width: AccessWidth, match: UInt64? = nil, notifier: any DoorbellNotifier) {
         self.offset = offset
         self.width = width
+        self.match = match
         self.notifier = notifier
     }
 }
@@ -99,7 +102,8 @@ public protocol PCIConnection: Sendable {
     /// or overlaps something that was there before, answers nothing.
     func decode(_ regions: [PCIRegion])
     func setInterruptPin(_ level: Bool)
-    func send(_ message: PCIMessage)
+    /// `vector` is which of the function's it is: the next message of the same vector is most often the same.
+    func send(_ message: PCIMessage, vector: Int)
 }
 
 /// Anything at a PCI address that answers configuration accesses.

@@ -3,23 +3,24 @@ public import DeviceModel
 /// The functions of the machine by their addresses: those on bus 0, and behind each root port the one on its secondary
 /// bus. Built once; bus numbers are the guest's to give.
 public final class PCIHierarchy: Sendable {
-    private let slots: [UInt8: any PCIConfigurable]
+    /// Of bus 0.
+    private let functions: [PCIAddress: any PCIConfigurable]
     private let ports: [PCIRootPort]
 
-    /// Slot 0 is the host bridge's.
-    public init(_ functions: [UInt8: any PCIConfigurable] = [:]) {
-        var slots = functions
-        slots[0] = PCIHostFunction()
-        self.slots = slots
-        ports = functions.sorted { $0.key < $1.key }.compactMap { $0.value as? PCIRootPort }
+    /// All on bus 0, where slot 0 is the host bridge's. A slot with further functions has function 0, which says so.
+    public init(_ functions: [PCIAddress: any PCIConfigurable] = [:]) {
+        var all = functions
+        all[PCIAddress(device: 0)] = PCIHostFunction()
+        self.functions = all
+        ports = functions.sorted { ($0.key.device, $0.key.function) < ($1.key.device, $1.key.function) }
+            .compactMap { $0.value as? PCIRootPort }
     }
 
     /// nil: nobody answers, and a read gives all ones (PCIe 5.0 §7.2.1 by way of §2.3.2).
     func function(at address: PCIAddress) -> (any PCIConfigurable)? {
-        guard address.function == 0 else { return nil }
-        if address.bus == 0 { return slots[address.device] }
-        // A link has one device at its other end (§7.3.1).
-        guard address.device == 0 else { return nil }
+        if address.bus == 0 { return functions[address] }
+        // A link has one device at its other end (§7.3.1), and ours have one function.
+        guard address.device == 0, address.function == 0 else { return nil }
         return ports.first { $0.secondaryBus == address.bus }?.child
     }
 

@@ -1,5 +1,6 @@
 public import Host
 internal import Platform
+internal import Virtio
 
 /// How a session with a machine ended.
 public enum SessionEnd: Equatable, Sendable {
@@ -39,6 +40,7 @@ public final class MachineSession {
     /// discipline forgets it when the shell's editor takes over (drivers/tty/n_tty.c, n_tty_set_termios).
     private static let endOfInputInterval: UInt64 = 200_000_000
     private static let controlD: UInt8 = 4
+    private static let statisticsInterval: UInt64 = 1_000_000_000
     /// How much typed input waits at most for the guest.
     private static let maximumInput = 4096
 
@@ -52,6 +54,8 @@ public final class MachineSession {
     private let observer: SessionObserver
     private let activity: EventNotifier
     private let symbols: SymbolTable
+    /// Whose statistics are asked for while the machine runs.
+    private let balloons: [BalloonControl]
 
     /// Where the processor of the last machine stopped.
     public private(set) var trace: ProcessorTrace?
@@ -70,6 +74,7 @@ public final class MachineSession {
     private var panicDeadline: UInt64?
     private var shellIsReady = false
     private var nextEndOfInput: UInt64 = 0
+    private var nextStatistics: UInt64 = 0
     private var inputIsWanted = false
     private var sawConsole = false
     private var commandStatus: UInt8?
@@ -78,7 +83,7 @@ public final class MachineSession {
     public init(
         _ configuration: MachineConfiguration, console: ConsoleConfiguration, engine: EngineChoice, restarts: Bool,
         signals: SignalSource?, startedAt: UInt64, deadline: UInt64?, observer: SessionObserver = SessionObserver(),
-        symbols: SymbolTable = SymbolTable()
+        symbols: SymbolTable = SymbolTable(), asksBalloons: Bool = false
     ) throws(MachineError) {
         self.configuration = configuration
         self.console = console
@@ -89,6 +94,9 @@ public final class MachineSession {
         self.deadline = deadline
         self.observer = observer
         self.symbols = symbols
+        balloons =
+            asksBalloons
+            ? configuration.devices.compactMap { if case .balloon(let control) = $0 { control } else { nil } } : []
         output = OutputPump(console.output)
         errors = OutputPump(console.errors)
         do {
@@ -104,6 +112,7 @@ public final class MachineSession {
             let machine = try Machine(configuration, on: engine.system, activity: activity)
             phase("set-up (\(engine.name), \(machine.bootProtocol), entry at \(hex(machine.entryPoint)))")
             forgetLastRun()
+            resizeConsole(of: machine)
             try machine.start()
             phase("kernel entry")
             let end: SessionEnd
@@ -156,24 +165,27 @@ public final class MachineSession {
             let now = HostClock.monotonicNanoseconds
             if let deadline, now >= deadline { return .timedOut }
             if let panicDeadline, now >= panicDeadline { endByPanic(machine) }
-            if let end = try waitAndServe(now: now) { return end }
+            askBalloons(now)
+            if let end = try waitAndServe(machine, now: now) { return end }
         }
     }
 
     /// One wait for anything to happen, and what is to be done about it.
-    private func waitAndServe(now: UInt64) throws(HostError) -> SessionEnd? {
+    private func waitAndServe(_ machine: Machine, now: UInt64) throws(HostError) -> SessionEnd? {
         var poll = DescriptorPoll()
         poll.set(activity.descriptor, .readable)
         if let signals { poll.set(signals.descriptor, .readable) }
         if wantsInput { poll.set(console.input, .readable) }
         if !output.isEmpty { poll.set(output.descriptor, .writable) }
         if !errors.isEmpty { poll.set(errors.descriptor, .writable) }
-        let next = [deadline, panicDeadline, mustEndShell ? nextEndOfInput : nil].compactMap(\.self).min()
+        let next = [
+            deadline, panicDeadline, mustEndShell ? nextEndOfInput : nil, balloons.isEmpty ? nil : nextStatistics,
+        ].compactMap(\.self).min()
         for ready in try poll.wait(timeoutNanoseconds: next.map { $0 > now ? $0 - now : 0 }) {
             if ready.descriptor == activity.descriptor {
                 _ = activity.consume()
             } else if ready.descriptor == signals?.descriptor {
-                if let end = serveSignals() { return end }
+                if let end = serveSignals(machine) { return end }
             } else if ready.descriptor == console.input, ready.isReadable || ready.isHungUp {
                 if readInput() == .leave { return .left }
             } else if ready.descriptor == output.descriptor {
@@ -185,15 +197,28 @@ public final class MachineSession {
         return nil
     }
 
-    private func serveSignals() -> SessionEnd? {
+    private func serveSignals(_ machine: Machine) -> SessionEnd? {
         while let signal = signals?.next() {
             switch signal {
             case .interrupt, .terminate, .hangUp, .quit: return .signalled(signal)
             case .continue: observer.onContinue()
+            case .windowChange: resizeConsole(of: machine)
             default: break
             }
         }
         return nil
+    }
+
+    private func resizeConsole(of machine: Machine) {
+        guard let size = TerminalSize(of: console.output) ?? TerminalSize(of: console.input) else { return }
+        machine.console?.resize(size)
+    }
+
+    /// Once a second: the last answer is there when the machine has ended.
+    private func askBalloons(_ now: UInt64) {
+        guard !balloons.isEmpty, now >= nextStatistics else { return }
+        nextStatistics = now &+ Self.statisticsInterval
+        for balloon in balloons { balloon.requestStatistics() }
     }
 
     // MARK: From the guest
@@ -226,7 +251,8 @@ public final class MachineSession {
 
     private func takeConsole(_ machine: Machine) {
         guard console.mode == .command || output.isEmpty else { return }
-        let bytes = machine.serial[0].take()
+        // A kernel's first and last words are on the serial port, whatever else it has.
+        let bytes = machine.serial[0].take() + (machine.console?.take() ?? [])
         guard !bytes.isEmpty else { return }
         if !sawConsole { phase("first console output") }
         sawConsole = true
@@ -285,7 +311,8 @@ public final class MachineSession {
             nextEndOfInput = now &+ Self.endOfInputInterval
         }
         if console.mode == .console || shellIsReady, !toConsole.isEmpty {
-            toConsole.removeFirst(machine.serial[0].send(toConsole[...]))
+            let virtio = machine.console.flatMap { $0.isOpen ? $0 : nil }
+            toConsole.removeFirst(virtio?.send(toConsole[...]) ?? machine.serial[0].send(toConsole[...]))
         }
         guard console.mode == .command else { return }
         if inputHasEnded, inputIsWanted, toControl.isEmpty { queueFrame([]) }

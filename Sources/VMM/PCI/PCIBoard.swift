@@ -8,12 +8,22 @@ internal import Synchronization
 internal import Virtio
 internal import X86
 
-/// The PCI devices of a machine: on bus 0 from slot 1 on, in the order of the configuration.
+/// The PCI devices of a machine, in the order of the configuration.
 final class PCIBoard: Sendable {
     let hierarchy: PCIHierarchy
-    /// The slots with devices.
+    /// The slots of bus 0 with devices or root ports.
     let slots: [UInt8]
-    private let devices: [(slot: UInt8, device: VirtioPCIDevice)]
+    /// The terminal, where it is a virtio console.
+    let console: VirtioConsoleConnection?
+    private let configurations: [DeviceConfiguration]
+    private struct Entry: Sendable {
+        var place: PCILayout.Place
+        var device: VirtioPCIDevice
+        var port: PCIRootPort?
+    }
+
+    private let entries: [Entry]
+    private let router: MessageRouter
     private let machine: any VirtualMachine
     private let highWindow: Range<UInt64>?
     /// The guest has placed its devices already.
@@ -24,52 +34,47 @@ final class PCIBoard: Sendable {
     private let ownDoorbells: [DoorbellThread]
     private let isShutDown = Mutex(false)
 
-    /// Slot 0 is the host bridge.
-    private static let slotCount = 31
     /// Requests of all disks that wait for the host at once.
     private static let workerLimit = 8
 
     init(
-        _ configurations: [DeviceConfiguration], memory: GuestMemory, machine: any VirtualMachine,
-        highWindow: Range<UInt64>?, onTrouble: @escaping @Sendable (String) -> Void, saved: [[UInt8]]? = nil
+        _ configurations: [DeviceConfiguration], isTransitional: Bool, memory: GuestMemory, machine: any VirtualMachine,
+        highWindow: Range<UInt64>?, activity: EventNotifier, onTrouble: @escaping @Sendable (String) -> Void,
+        saved: PCIBoardSavedState? = nil
     ) throws(MachineError) {
-        guard configurations.count <= Self.slotCount else {
+        guard configurations.count <= PCILayout.limit else {
             throw MachineError(
-                "A machine has room for \(Self.slotCount) PCI devices, not for \(configurations.count). "
+                "A machine has room for \(PCILayout.limit) PCI devices, not for \(configurations.count). "
                     + "Leave some of them out.")
         }
-        if let saved, saved.count != configurations.count {
+        if let saved, saved.devices.count != configurations.count {
             throw MachineError(
-                "The saved machine had \(saved.count) PCI devices, not \(configurations.count). Give it the same.")
+                "The saved machine had \(saved.devices.count) PCI devices, not \(configurations.count). Give it the same."
+            )
         }
         isRestored = saved != nil
         self.machine = machine
+        router = MessageRouter(machine)
         self.highWindow = highWindow
         // Where devices may act only in exits, everything happens on the vCPU's thread.
         let isImmediate = machine.writesOnlyInExits
-        if isImmediate, configurations.contains(where: \.isNetwork) {
-            throw MachineError(
-                "--engine lockstep has no network cards: frames come while the processor runs, which it cannot compare. "
-                    + "Leave out --net or choose another --engine.")
-        }
+        if isImmediate { try Self.requireImmediate(configurations) }
+        self.configurations = configurations
+        console = try Self.console(configurations, activity: activity, saved: saved)
         runner = isImmediate ? ImmediateRunner() : WorkerPool(name: "disk", limit: Self.workerLimit)
-        var devices: [(slot: UInt8, device: VirtioPCIDevice)] = []
+        let layout = PCILayout(count: configurations.count)
+        var entries: [Entry] = []
         var ownDoorbells: [DoorbellThread] = []
-        if isImmediate, configurations.contains(where: { if case .socket = $0 { true } else { false } }) {
-            throw MachineError(
-                "A socket device brings data whenever the host has some, and --engine lockstep allows that only at the guest's own steps. Use another engine, or leave out --vsock."
-            )
-        }
         let rings = try configurations.map { (configuration) throws(MachineError) in
             try DiskRing.make(for: configuration, isImmediate: isImmediate)
         }
+        let workshop = PCIDeviceWorkshop(console: console, runner: runner, isImmediate: isImmediate)
         do {
             doorbells = isImmediate || configurations.isEmpty ? nil : try DoorbellThread()
-            for (index, configuration) in configurations.enumerated() {
-                let state = try saved.map { try VirtioPCISavedState(encoded: $0[index]) }
-                let device = try Self.device(
-                    configuration, runner: runner, isImmediate: isImmediate, ring: rings[index], saved: state?.device)
-                let log = DeviceLog(name: "\(device.kind.name) 00:\(Self.hex(index + 1)).0", sink: onTrouble)
+            for (index, (configuration, place)) in zip(configurations, layout.places).enumerated() {
+                let state = try saved.map { try VirtioPCISavedState(encoded: $0.devices[index]) }
+                let device = try workshop.device(configuration, ring: rings[index], saved: state?.device)
+                let log = DeviceLog(name: "\(device.kind.name) \(place.deviceAddress)", sink: onTrouble)
                 var thread = doorbells
                 if configuration.worksWhereNotified(ring: rings[index]), !isImmediate {
                     let own = try DoorbellThread()
@@ -79,57 +84,74 @@ final class PCIBoard: Sendable {
                         try own.listen(to: ring.completions) { disk.reap() }
                     }
                 }
-                let function =
+                let portKind: PCIExpressPort = place.bus == nil ? .integratedEndpoint : .endpoint
+                // The ports of a legacy interface would need a window of the root port's.
+                let hasLegacyInterface = isTransitional && place.bus == nil
+                let transport =
                     if let state {
                         try VirtioPCIDevice(
-                            restoring: state, device, memory: memory, log: log, doorbellThread: thread)
+                            restoring: state, device, memory: memory, log: log, doorbellThread: thread,
+                            port: portKind, isTransitional: hasLegacyInterface)
                     } else {
-                        try VirtioPCIDevice(device, memory: memory, log: log, doorbellThread: thread)
+                        try VirtioPCIDevice(
+                            device, memory: memory, log: log, doorbellThread: thread, port: portKind,
+                            isTransitional: hasLegacyInterface)
                     }
-                devices.append((UInt8(index + 1), function))
+                let port = try place.bus.map { bus in
+                    try workshop.rootPort(
+                        bus: bus, isMultifunction: layout.isMultifunction(place.address.device),
+                        function: transport.function, saved: saved?.ports[index])
+                }
+                entries.append(Entry(place: place, device: transport, port: port))
             }
         } catch let error as SavedStateError {
             throw MachineError("\(error)")
         } catch {
             throw MachineError("\(error). Raise the limit of open files (ulimit -n) and try again.")
         }
-        self.devices = devices
+        self.entries = entries
         self.ownDoorbells = ownDoorbells
-        slots = devices.map(\.slot)
-        hierarchy = PCIHierarchy(
-            Dictionary(uniqueKeysWithValues: devices.map { ($0.slot, $0.device.function as any PCIConfigurable) }))
+        slots = layout.slots
+        var functions: [PCIAddress: any PCIConfigurable] = [:]
+        for entry in entries {
+            let function = entry.device.function
+            if let port = entry.port {
+                functions[entry.place.address] = port
+            } else {
+                functions[entry.place.address] = function
+            }
+        }
+        hierarchy = PCIHierarchy(functions)
     }
 
-    private static func hex(_ slot: Int) -> String { (slot < 16 ? "0" : "") + String(slot, radix: 16) }
+    private static func console(
+        _ configurations: [DeviceConfiguration], activity: EventNotifier, saved: PCIBoardSavedState?
+    ) throws(MachineError) -> VirtioConsoleConnection? {
+        guard let index = configurations.firstIndex(where: \.isConsole) else { return nil }
+        do throws(SavedStateError) {
+            guard let bytes = saved?.devices[index] else { return VirtioConsoleConnection(activity: activity) }
+            return try VirtioConsoleConnection(
+                activity: activity,
+                restoring: VirtioConsoleSavedState(encoded: VirtioPCISavedState(encoded: bytes).device))
+        } catch {
+            throw MachineError("\(error)")
+        }
+    }
 
-    /// The device of a configuration, new or with what it remembered itself when it was saved.
-    private static func device(
-        _ configuration: DeviceConfiguration, runner: any JobRunner, isImmediate: Bool, ring: SubmissionRing?,
-        saved: [UInt8]?
-    ) throws -> any VirtioDevice {
-        let parallelism = isImmediate ? 1 : 4
-        switch configuration {
-        case .disk(let backend, let options):
-            guard let saved else {
-                return VirtioBlock(backend, options: options, runner: runner, parallelism: parallelism, ring: ring)
+    /// Lockstep: nothing may change the guest's memory but its own steps.
+    private static func requireImmediate(_ configurations: [DeviceConfiguration]) throws(MachineError) {
+        for configuration in configurations {
+            let (devices, option): (String, String)
+            switch configuration {
+            case .network: (devices, option) = ("network cards: frames come", "--net")
+            case .socket: (devices, option) = ("sockets: their data comes", "--vsock")
+            case .console: (devices, option) = ("virtio console: what is typed comes", "--console virtio")
+            case .ports: (devices, option) = ("ports: their data comes", "--port")
+            case .disk, .entropy, .fileSystem, .balloon: continue
             }
-            return try VirtioBlock(
-                restoring: VirtioBlockSavedState(encoded: saved), backend, options: options, runner: runner,
-                parallelism: parallelism, ring: ring)
-        case .network(let port, let options):
-            guard let saved else { return VirtioNet(port, options: options) }
-            return try VirtioNet(restoring: VirtioNetSavedState(encoded: saved), port, options: options)
-        case .entropy: return VirtioEntropy()
-        case .fileSystem(let share, let tag):
-            guard let saved else {
-                return VirtioFileSystem(share, tag: tag, runner: runner, parallelism: parallelism)
-            }
-            return try VirtioFileSystem(
-                restoring: VirtioFileSystemSavedState(encoded: saved), share, tag: tag, runner: runner,
-                parallelism: parallelism)
-        case .socket(let endpoint):
-            guard let saved else { return try VirtioSocket(endpoint) }
-            return try VirtioSocket(restoring: VirtioSocketSavedState(encoded: saved), endpoint)
+            throw MachineError(
+                "--engine lockstep has no \(devices) while the processor runs, which it cannot compare. "
+                    + "Leave out \(option) or choose another --engine.")
         }
     }
 
@@ -150,39 +172,61 @@ final class PCIBoard: Sendable {
     /// Wires each function, with addresses and interrupts as a firmware leaves them.
     func connect(ports: DynamicBus, memory: DynamicBus) {
         let decoder = PCIDecoder(ports: ports, memory: memory, machine: machine)
-        var lines: [UInt32: SharedInterruptLine] = [:]
+        // At most 32 functions share a line.
+        var lines: [UInt32: (line: SharedInterruptLine, count: Int)] = [:]
         var nextAddress = PCIMemoryLayout.lowWindows[0].lowerBound
-        for (slot, device) in devices {
-            let gsi = PCIInterruptRouting.gsi(slot: slot, pin: 0)
-            let line = lines[gsi] ?? SharedInterruptLine(EngineInterruptLine(machine: machine, gsi: GSI(gsi)))
-            lines[gsi] = line
-            for bar in device.function.description.bars where bar.kind != .io && !isRestored {
-                nextAddress = (nextAddress &+ bar.size &- 1) & ~(bar.size &- 1)
-                device.function.assign(nextAddress, to: bar)
+        var nextPort = PCIMemoryLayout.portWindow.lowerBound
+        for (owner, entry) in entries.enumerated() {
+            let function = entry.device.function
+            // What is behind a port has its pin at the port's slot (PCI-to-PCI Bridge 1.2 §9.1).
+            let gsi = PCIInterruptRouting.gsi(slot: entry.place.address.device, pin: 0)
+            let shared =
+                lines[gsi] ?? (SharedInterruptLine(EngineInterruptLine(machine: machine, gsi: GSI(gsi))), 0)
+            lines[gsi] = (shared.line, shared.count + 1)
+            if entry.port != nil { nextAddress = Self.align(nextAddress, to: PCIRootPort.windowGranularity) }
+            let window = nextAddress
+            for bar in function.description.bars where bar.kind != .io && !isRestored {
+                nextAddress = Self.align(nextAddress, to: bar.size)
+                function.assign(nextAddress, to: bar)
                 nextAddress &+= bar.size
             }
-            if !isRestored { device.function.assignInterruptLine(UInt8(truncatingIfNeeded: gsi)) }
-            device.function.connect(
-                device,
-                to: PCISlotConnection(
-                    owner: Int(slot), decoder: decoder, machine: machine, line: line.input(Int(slot))))
+            for bar in function.description.bars where bar.kind == .io && !isRestored {
+                nextPort = Self.align(nextPort, to: bar.size)
+                function.assign(nextPort, to: bar)
+                nextPort &+= bar.size
+            }
+            if !isRestored { function.assignInterruptLine(UInt8(truncatingIfNeeded: gsi)) }
+            let connection = PCISlotConnection(
+                owner: owner, decoder: decoder, router: router, line: shared.line.input(shared.count))
+            if let port = entry.port, let bus = entry.place.bus {
+                nextAddress = Self.align(nextAddress, to: PCIRootPort.windowGranularity)
+                if !isRestored { port.assign(bus: bus, memory: window..<nextAddress) }
+                function.connect(entry.device, to: port.connection(to: connection))
+            } else {
+                function.connect(entry.device, to: connection)
+            }
         }
     }
+
+    private static func align(_ address: UInt64, to size: UInt64) -> UInt64 { (address &+ size &- 1) & ~(size &- 1) }
 
     // MARK: Life
 
     /// Returns when no device touches the guest's memory or its interrupts any more.
     func pause() {
-        for (_, device) in devices { device.pause() }
+        for entry in entries { entry.device.pause() }
     }
 
     /// After `pause`, or once in a restored machine.
     func resume() {
-        for (_, device) in devices { device.resume() }
+        for entry in entries { entry.device.resume() }
     }
 
     /// While the devices pause.
-    func save() -> [[UInt8]] { devices.map { $0.device.save().encoded() } }
+    func save() -> PCIBoardSavedState {
+        PCIBoardSavedState(
+            devices: entries.map { $0.device.save().encoded() }, ports: entries.map { $0.port?.save().encoded() })
+    }
 
     /// The machine has ended: no device does anything afterwards.
     func shutDown() {
@@ -192,9 +236,14 @@ final class PCIBoard: Sendable {
         }
         guard isFirst else { return }
         doorbells?.stop()
-        for (_, device) in devices {
-            device.shutDown()
-            (device.device as? VirtioNet)?.unplug()
+        for entry in entries {
+            entry.device.shutDown()
+            entry.port?.disconnect()
+            (entry.device.device as? VirtioNet)?.unplug()
+        }
+        for configuration in configurations {
+            if case .ports(let endpoints) = configuration { for endpoint in endpoints { endpoint.unplug() } }
+            if case .balloon(let control) = configuration { control.unplug() }
         }
         // Behind the devices: a disk's thread ends what is on its way when the disk stops.
         for thread in ownDoorbells { thread.stop() }

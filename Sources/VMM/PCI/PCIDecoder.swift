@@ -1,4 +1,3 @@
-internal import CHost
 internal import DeviceModel
 internal import Hypervisor
 internal import Platform
@@ -57,7 +56,7 @@ final class PCIDecoder: Sendable {
                     region.doorbells.map { doorbell in
                         IOEvent(
                             address: region.base &+ doorbell.offset, length: UInt32(doorbell.width.rawValue),
-                            isPort: isPort, descriptor: doorbell.notifier.eventDescriptor)
+                            isPort: isPort, match: doorbell.match, descriptor: doorbell.notifier.eventDescriptor)
                     }
                 }
         }
@@ -68,19 +67,14 @@ final class PCIDecoder: Sendable {
 struct PCISlotConnection: PCIConnection {
     let owner: Int
     let decoder: PCIDecoder
-    let machine: any VirtualMachine
+    let router: MessageRouter
     let line: any InterruptLine
 
     func decode(_ regions: [PCIRegion]) { decoder.decode(regions, owner: owner) }
 
     func setInterruptPin(_ level: Bool) { line.setLevel(level) }
 
-    func send(_ message: PCIMessage) {
-        var msi = kvm_msi()
-        msi.address_lo = UInt32(truncatingIfNeeded: message.address)
-        msi.address_hi = UInt32(truncatingIfNeeded: message.address >> 32)
-        msi.data = message.data
-        // A message to where no local APIC is goes nowhere, as on hardware.
-        try? machine.signalMSI(msi)
+    func send(_ message: PCIMessage, vector: Int) {
+        router.send(message, from: MessageRouter.Source(owner: owner, vector: vector))
     }
 }

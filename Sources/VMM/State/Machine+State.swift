@@ -72,7 +72,7 @@ extension Machine {
         do {
             var state = MachineSavedState(
                 processor: try processor.get(), controllers: try ControllerSavedState(of: virtualMachine),
-                board: board.save(), functions: pci.save(), memory: try memory.copy(), commandLine: commandLine,
+                board: board.save(), pci: pci.save(), memory: try memory.copy(), commandLine: commandLine,
                 bootProtocol: bootProtocol, entryPoint: entryPoint)
             // The time of the pause's beginning, not of this call.
             state.controllers.clock = pause.controllers.clock

@@ -8,8 +8,7 @@ struct MachineSavedState: Sendable {
     var controllers: ControllerSavedState
     /// The board's devices by their places.
     var board: BoardSavedState
-    /// The PCI functions in the order of the configuration, each as its `DeviceSavedState` encodes it.
-    var functions: [[UInt8]]
+    var pci: PCIBoardSavedState
     /// Copies of the memory regions.
     var memory: [MemoryRegion]
     /// What the firmware's answers are made from again.

@@ -53,10 +53,16 @@ public final class VirtioBalloon: VirtioDevice {
     private static let statisticSize = 10
 
     /// `targetPages` pages of 4 KiB are asked for from the start.
-    public init(targetPages: UInt32 = 0) { state = Mutex(BalloonState(targetPages: targetPages)) }
+    public init(targetPages: UInt32 = 0, options: BalloonOptions = BalloonOptions()) {
+        features =
+            Feature.statistics | (options.deflatesOnOOM ? Feature.deflateOnOOM : 0)
+            | (options.reportsFreePages ? Feature.reporting : 0)
+        queueSizes = [128, 128, 16] + (options.reportsFreePages ? [64] : [])
+        state = Mutex(BalloonState(targetPages: targetPages))
+    }
 
-    public convenience init(restoring saved: VirtioBalloonSavedState) {
-        self.init(targetPages: saved.targetPages)
+    public convenience init(restoring saved: VirtioBalloonSavedState, options: BalloonOptions = BalloonOptions()) {
+        self.init(targetPages: saved.targetPages, options: options)
         state.withLock { $0.actualPages = saved.actualPages }
     }
 
@@ -75,6 +81,12 @@ public final class VirtioBalloon: VirtioDevice {
     /// What the guest has given up, as it says.
     public var actualPages: UInt32 { state.withLock { $0.actualPages } }
 
+    /// Bytes of free pages that were reported and went back to the host, each time that they did.
+    public var reportedBytes: UInt64 { state.withLock { $0.reportedBytes } }
+
+    /// The last statistics that the guest sent.
+    public var lastStatistics: BalloonStatistics { state.withLock { $0.statistics } }
+
     /// The last statistics that the guest sent, and a request for newer ones.
     public func statistics() -> BalloonStatistics {
         let (result, chain) = state.withLock { state in
@@ -92,8 +104,8 @@ public final class VirtioBalloon: VirtioDevice {
     // MARK: What the driver sees
 
     public let kind = VirtioKind(name: "virtio-balloon", identifier: 5, pciClass: 0x05_8000)
-    public let features = Feature.statistics | Feature.deflateOnOOM | Feature.reporting
-    public let queueSizes: [UInt16] = [128, 128, 16, 64]
+    public let features: UInt64
+    public let queueSizes: [UInt16]
 
     /// struct virtio_balloon_config (§5.5.4): num_pages, actual.
     public var configuration: [UInt8] {
@@ -156,24 +168,46 @@ public final class VirtioBalloon: VirtioDevice {
 
     /// Page numbers of 32 bits, whose pages the guest does not use until it deflates (§5.5.6.1).
     private func inflate(_ chain: DescriptorChain, _ context: VirtioContext) {
-        do throws(GuestMemoryFault) {
-            let bytes = try chain.readable.read(from: context.memory, limit: Self.batchLimit * 4)
-            for offset in stride(from: 0, to: bytes.count & ~3, by: 4) {
-                let page = littleEndian(bytes, at: offset, count: 4)
-                let range = GuestMemoryRange(
-                    base: GuestPhysicalAddress(page * UInt64(Self.pageSize)), count: Self.pageSize)
-                try context.memory.release(range)
+        let limit = Self.batchLimit * 4
+        let bytes = (try? chain.readable.read(from: context.memory, limit: limit)) ?? []
+        let pages = stride(from: 0, to: bytes.count & ~3, by: 4).map { littleEndian(bytes, at: $0, count: 4) }.sorted()
+        // Neighbours together: a call for each page would cost the most, and a huge page is only free as a whole.
+        var rest = pages[...]
+        while let first = rest.popFirst() {
+            var end = first + 1
+            while let next = rest.first, next <= end {
+                end = max(end, next + 1)
+                rest.removeFirst()
             }
-        } catch {
-            context.log.note("the balloon was given what is no memory: \(error)")
+            release(first..<end, context)
         }
         context.queues[Queue.inflate].complete(chain, written: 0)
+    }
+
+    private func release(_ pages: Range<UInt64>, _ context: VirtioContext) {
+        let size = UInt64(Self.pageSize)
+        do throws(GuestMemoryFault) {
+            let count = Int(clamping: UInt64(pages.count) * size)
+            try context.memory.release(
+                GuestMemoryRange(base: GuestPhysicalAddress(pages.lowerBound * size), count: count))
+        } catch {
+            guard pages.count > 1 else {
+                return context.log.note("the balloon was given what is no memory: \(error)")
+            }
+            // What of it is memory counts.
+            let middle = pages.lowerBound + UInt64(pages.count / 2)
+            release(pages.lowerBound..<middle, context)
+            release(middle..<pages.upperBound, context)
+        }
     }
 
     /// Free page reporting (§5.5.6.5): the buffers themselves are the pages.
     private func release(_ chain: DescriptorChain, _ context: VirtioContext) {
         do throws(GuestMemoryFault) {
-            for range in chain.writable.ranges { try context.memory.release(range) }
+            for range in chain.writable.ranges {
+                try context.memory.release(range)
+                state.withLock { $0.reportedBytes &+= UInt64(range.count) }
+            }
         } catch {
             context.log.note("free pages are no memory: \(error)")
         }
@@ -208,6 +242,7 @@ struct BalloonState: Sendable {
     var actualPages: UInt32 = 0
     var statistics = BalloonStatistics()
     var statisticsBuffer: DescriptorChain?
+    var reportedBytes: UInt64 = 0
 
     init(targetPages: UInt32) { self.targetPages = targetPages }
 }

@@ -6,13 +6,19 @@ internal import Synchronization
 public protocol ConsoleSink: AnyObject, Sendable {
     /// How many of the guest's bytes were taken; the rest is offered again after `VirtioConsole.outputSpaceAvailable`.
     func write(_ bytes: [UInt8], port: Int) -> Int
+    /// The guest has taken bytes that waited in `VirtioConsole.receive`'s buffer, or has begun to listen.
+    func inputSpaceAvailable(port: Int)
 }
 
-/// A console with several ports (Virtio 1.2 §5.3): byte streams both ways, the first of them a console with a size.
+/// A console with several ports (Virtio 1.2 §5.3): byte streams both ways, some of them consoles with a size.
+///
+/// One that is nothing but a console has no control queues: its driver takes the size from the configuration, which
+/// drivers of Linux read better than the control message (they have its two fields the other way round).
 public final class VirtioConsole: VirtioDevice {
     // Configuration
     private let ports: [PortDescription]
     private let sink: any ConsoleSink
+    private let isMultiport: Bool
     // Glue
     private let context = Mutex<VirtioContext?>(nil)
     // Volatile state
@@ -61,6 +67,7 @@ public final class VirtioConsole: VirtioDevice {
         precondition((1...Self.portLimit).contains(ports.count))
         self.ports = ports
         self.sink = sink
+        isMultiport = ports.count > 1 || !ports[0].isConsole
         state = Mutex(ConsoleState(portCount: ports.count, columns: columns, rows: rows))
     }
 
@@ -82,10 +89,10 @@ public final class VirtioConsole: VirtioDevice {
     // MARK: What the driver sees
 
     public let kind = VirtioKind(name: "virtio-console", identifier: 3, pciClass: 0x07_8000)
-    public let features = Feature.size | Feature.multiport
+    public var features: UInt64 { Feature.size | (isMultiport ? Feature.multiport : 0) }
 
     /// Port 0's two queues, the two of control, then two for each further port (§5.3.2); a receive queue comes first.
-    public var queueSizes: [UInt16] { Array(repeating: 64, count: 2 * ports.count + 2) }
+    public var queueSizes: [UInt16] { Array(repeating: 64, count: isMultiport ? 2 * ports.count + 2 : 2) }
 
     static let controlReceive = 2
     static let controlTransmit = 3
@@ -103,11 +110,20 @@ public final class VirtioConsole: VirtioDevice {
 
     // MARK: Life
 
-    public func start(_ context: VirtioContext) { self.context.withLock { $0 = context } }
+    public func start(_ context: VirtioContext) {
+        self.context.withLock { $0 = context }
+        // Drivers without the control queue look at the size only when the configuration changes.
+        if !context.has(Feature.multiport) { context.noteConfigurationChange() }
+    }
+
     public func stop() { context.withLock { $0 = nil } }
 
     public func reset() {
-        state.withLock { $0 = ConsoleState(portCount: ports.count, columns: $0.columns, rows: $0.rows) }
+        state.withLock { state in
+            let connected = state.ports.map(\.isConnected)
+            state = ConsoleState(portCount: ports.count, columns: state.columns, rows: state.rows)
+            for port in ports.indices { state.ports[port].isConnected = connected[port] }
+        }
     }
 
     public func notify(_ queue: Int) -> Bool {
@@ -158,9 +174,22 @@ public final class VirtioConsole: VirtioDevice {
         }
     }
 
-    /// Whether the guest has the port open.
+    /// Whether the guest has the port open, as far as it says so: a console is open when it has a driver.
     public func isOpen(port: Int) -> Bool {
-        state.withLock { $0.ports.indices.contains(port) && $0.ports[port].isOpen }
+        guard isMultiport else { return port == 0 && context.withLock { $0 != nil } }
+        return state.withLock { $0.ports.indices.contains(port) && $0.ports[port].isOpen }
+    }
+
+    /// Whether somebody is at the host's end of a port, which is so at the beginning. That nobody is any more, the guest
+    /// hears behind the last byte.
+    public func setConnected(_ isConnected: Bool, port: Int) {
+        guard isMultiport, ports.indices.contains(port) else { return }
+        state.withLock { state in
+            guard !isConnected else { return state.connect(port) }
+            state.ports[port].endsAfterInput = true
+            state.disconnectIfDrained(port)
+        }
+        withContext { _ = sendControl($0) }
     }
 
     private func withContext(_ body: (VirtioContext) -> Void) {
@@ -173,6 +202,20 @@ public final class VirtioConsole: VirtioDevice {
 
     /// As much of the host's bytes as the guest has buffers for.
     private func sendInput(_ port: Int, _ context: VirtioContext) -> Bool {
+        // A driver throws away what comes for a port that nobody has opened.
+        guard ports[port].isConsole || isOpen(port: port) else { return false }
+        let before = state.withLock { $0.ports[port].input.count }
+        let hasMore = fillBuffers(port, context)
+        let left = state.withLock { state in
+            state.disconnectIfDrained(port)
+            return state.ports[port].input.count
+        }
+        if left == 0 { _ = sendControl(context) }
+        if left < before { sink.inputSpaceAvailable(port: port) }
+        return hasMore
+    }
+
+    private func fillBuffers(_ port: Int, _ context: VirtioContext) -> Bool {
         let queue = context.queues[Self.receiveQueue(port)]
         for _ in 0..<max(queue.size, 1) {
             // The lock is held until the buffer is back, or bytes would change places.
@@ -245,6 +288,10 @@ public final class VirtioConsole: VirtioDevice {
                 value: littleEndian(bytes, at: 6, count: 2))
         }
         _ = sendControl(context)
+        for port in state.withLock({ $0.takeOpened() }) {
+            _ = sendInput(port, context)
+            sink.inputSpaceAvailable(port: port)
+        }
         return hasMore
     }
 
@@ -261,55 +308,11 @@ public final class VirtioConsole: VirtioDevice {
                     state.post(.resize, port, size: (state.columns, state.rows))
                 }
                 if !description.name.isEmpty { state.post(.portName, port, value: 1, text: description.name) }
-                state.post(.portOpen, port, value: 1)
-            case .portOpen where ports.indices.contains(port): state.ports[port].isOpen = value != 0
+                state.ports[port].isReady = true
+                state.tellConnected(port)
+            case .portOpen where ports.indices.contains(port): state.open(port, value != 0)
             default: break
             }
         }
-    }
-}
-
-/// What changes while a console runs.
-struct ConsoleState: Equatable, Sendable {
-    struct Port: Equatable, Sendable {
-        /// Bytes for the guest.
-        var input: [UInt8] = []
-        var isOpen = false
-        /// How much of the guest's next buffer the sink has.
-        var outputOffset = 0
-    }
-
-    var columns: UInt16
-    var rows: UInt16
-    var ports: [Port]
-    /// Messages that wait for buffers.
-    var control: [[UInt8]] = []
-
-    /// A guest that asks and never listens is not answered any more.
-    static let controlLimit = 256
-
-    init(portCount: Int, columns: UInt16, rows: UInt16) {
-        self.columns = columns
-        self.rows = rows
-        ports = Array(repeating: Port(), count: portCount)
-    }
-
-    /// struct virtio_console_control, and what follows it for some events: columns and rows, or a name.
-    mutating func post(
-        _ event: VirtioConsole.Event, _ port: Int, value: UInt16 = 0, size: (columns: UInt16, rows: UInt16)? = nil,
-        text: String = ""
-    ) {
-        guard control.count < Self.controlLimit else { return }
-        var bytes = [UInt8](repeating: 0, count: 8)
-        bytes.store(UInt32(truncatingIfNeeded: port), at: 0)
-        bytes.store(event.rawValue, at: 4)
-        bytes.store(value, at: 6)
-        if let size {
-            // struct virtio_console_resize: cols, rows.
-            bytes += [UInt8](repeating: 0, count: 4)
-            bytes.store(size.columns, at: 8)
-            bytes.store(size.rows, at: 10)
-        }
-        control.append(bytes + Array(text.utf8))
     }
 }

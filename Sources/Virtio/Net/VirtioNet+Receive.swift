@@ -69,7 +69,7 @@ extension VirtioNet {
     private func fill(
         _ queue: Virtqueue, _ header: VirtualNetworkHeader, _ frame: borrowing RawSpan, _ context: VirtioContext
     ) -> Bool {
-        let size = VirtualNetworkHeader.size + frame.byteCount
+        let size = Self.headerSize(context.features) + frame.byteCount
         let merges = context.has(NetFeature.mergeableBuffers)
         switch take(size, queue, merges: merges, context) {
         case .none: return wait()
@@ -132,7 +132,7 @@ extension VirtioNet {
                 return .none
             }
             chains.append(chain)
-            guard chain.writable.count >= VirtualNetworkHeader.size else {
+            guard chain.writable.count >= Self.headerSize(context.features) else {
                 for chain in chains { queue.complete(chain, written: 0) }
                 context.fail("queue \(queue.index): a receive buffer has no room for a header")
                 return .broken
@@ -154,13 +154,14 @@ extension VirtioNet {
         _ context: VirtioContext
     ) -> Int? {
         do throws(GuestMemoryFault) {
+            let headerSize = Self.headerSize(context.features)
             var target = chain.writable
             var written = 0
             if offset == 0 {
-                written = try target.write(header.bytes, to: context.memory)
+                written = try target.write(Array(header.bytes.prefix(headerSize)), to: context.memory)
                 target = target.slice(from: written)
             }
-            var position = offset + written - VirtualNetworkHeader.size
+            var position = offset + written - headerSize
             for range in target.ranges where position < frame.byteCount {
                 let count = min(range.count, frame.byteCount - position)
                 try context.memory.write(frame.extracting(position..<position + count), at: range.base)

@@ -30,12 +30,14 @@ extension VirtioNet {
     /// False: the back end is full.
     private func send(_ chain: DescriptorChain, _ index: Int, _ context: VirtioContext) -> Bool {
         do throws(GuestMemoryFault) {
-            let head = try chain.readable.read(from: context.memory, limit: VirtualNetworkHeader.size)
-            guard let header = VirtualNetworkHeader(head) else {
+            let headerSize = Self.headerSize(context.features)
+            let head = try chain.readable.read(from: context.memory, limit: headerSize)
+            let padding = [UInt8](repeating: 0, count: VirtualNetworkHeader.size - headerSize)
+            guard let header = VirtualNetworkHeader(head + padding) else {
                 context.fail("queue \(index): a frame has no header")
                 return true
             }
-            let frame = chain.readable.slice(from: VirtualNetworkHeader.size)
+            let frame = chain.readable.slice(from: headerSize)
             let segments = try context.memory.segments(frame.ranges, forWriting: false)
             if options.queuePairs > 1 { try noteFlow(frame, pair: index / 2, context) }
             isBlocked.store(true, ordering: .sequentiallyConsistent)

@@ -117,6 +117,21 @@ public final class VirtioNet: VirtioDevice, FrameReceiver {
         return bytes
     }
 
+    /// The legacy header ends before num_buffers if the driver does not merge (§5.1.6.1).
+    static func headerSize(_ features: UInt64) -> Int {
+        features & (VirtioFeature.version1 | NetFeature.mergeableBuffers) != 0
+            ? VirtualNetworkHeader.size : VirtualNetworkHeader.size - 2
+    }
+
+    /// Legacy drivers without the control queue's command set the address here (§5.1.4.1).
+    public func writeConfiguration(_ value: UInt8, at offset: Int, features: UInt64) {
+        guard features & (VirtioFeature.version1 | NetFeature.controlMAC) == 0, (0..<6).contains(offset) else { return }
+        let shift = UInt64(5 - offset) * 8
+        state.withLock { state in
+            state.mac = MACAddress(rawValue: state.mac.rawValue & ~(0xFF << shift) | UInt64(value) << shift)
+        }
+    }
+
     // MARK: Life
 
     /// The driver's first start, or the next one after `stop`: the state says which offloads it had chosen by then.

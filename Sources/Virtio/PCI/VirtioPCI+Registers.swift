@@ -8,6 +8,8 @@ enum VirtioPCILayout {
     /// §4.1.2.1: from 1 for a device without the legacy interface.
     static let revision: UInt8 = 1
     static let bar = 0
+    /// A transitional device has the legacy interface in its first BAR.
+    static let transitionalBar = 4
     static let barSize: UInt64 = 0x4000
     static let common: UInt64 = 0x0000
     static let interruptStatus: UInt64 = 0x1000

@@ -56,6 +56,8 @@ public struct VirtioPCISavedState: DeviceSavedState {
         encoder.write(transport.configurationGeneration)
         encoder.write(transport.queueSelect)
         encoder.write(transport.interruptStatus)
+        encoder.write(transport.isLegacy)
+        encoder.write(transport.isStartedEarly)
         encoder.write(UInt16(clamping: transport.queues.count))
         for (queue, position) in zip(transport.queues, positions) {
             encoder.write(queue.size)
@@ -85,6 +87,8 @@ public struct VirtioPCISavedState: DeviceSavedState {
         transport.configurationGeneration = try decoder.read()
         transport.queueSelect = try decoder.read()
         transport.interruptStatus = try decoder.read()
+        transport.isLegacy = try decoder.readBool("isLegacy")
+        transport.isStartedEarly = try decoder.readBool("isStartedEarly")
         positions = []
         let count: UInt16 = try decoder.read()
         guard count <= VirtioPCILayout.queueLimit else { throw .invalid(identifier: Self.identifier, field: "queues") }
@@ -114,14 +118,16 @@ public struct VirtioPCISavedState: DeviceSavedState {
     }
 
     /// The registers, if a device like this one can have had them.
-    func state(for device: any VirtioDevice) throws(SavedStateError) -> VirtioPCIState {
+    func state(for device: any VirtioDevice, isTransitional: Bool) throws(SavedStateError) -> VirtioPCIState {
+        try Self.check("isLegacy", !transport.isLegacy || isTransitional && !transport.areFeaturesFixed)
+        try Self.check("isStartedEarly", !transport.isStartedEarly || transport.isLegacy)
         try Self.check("kind", kind == device.kind.identifier)
         try Self.check("queues", transport.queues.count == device.queueSizes.count)
         try Self.check("status", transport.status & ~VirtioStatus.all == 0)
         try Self.check(
             "driverFeatures",
-            !transport.areFeaturesFixed
-                || transport.driverFeatures & ~(device.features | VirtioFeature.offered) == 0)
+            !transport.areFeaturesFixed && !transport.isLegacy
+                || transport.driverFeatures & ~(device.features | VirtioFeature.offered | VirtioFeature.anyLayout) == 0)
         for (queue, maximum) in zip(transport.queues, device.queueSizes) {
             try Self.check("queueSize", transport.isValid(size: queue.size, maximum: maximum))
             try Self.check(

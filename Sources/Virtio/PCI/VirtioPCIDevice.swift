@@ -3,7 +3,7 @@ public import GuestMemory
 public import Host
 internal import Synchronization
 
-/// A virtio device as a PCI function, without the legacy interface (Virtio 1.2 §4.1).
+/// A virtio device as a PCI function (Virtio 1.2 §4.1); a transitional one has the legacy interface, too.
 ///
 /// Locks, outermost first: `control` (status changes, one at a time), then `state`. Neither is held while the function
 /// or the engine is called; `state` not while the device is.
@@ -11,7 +11,8 @@ public final class VirtioPCIDevice: PCIDevice {
     // Configuration
     public let device: any VirtioDevice
     private let offered: UInt64
-    private let maximumSizes: [UInt16]
+    private let bar: Int
+    let maximumSizes: [UInt16]
     private let capabilityOffset: Int
     // Glue
     public let function: PCIFunction
@@ -22,9 +23,11 @@ public final class VirtioPCIDevice: PCIDevice {
     private let log: DeviceLog
     private let relay: Relay
     // Volatile state
-    private let control = Mutex<Void>(())
-    private let state: Mutex<VirtioPCIState>
+    let control = Mutex<Void>(())
+    let state: Mutex<VirtioPCIState>
     private let pin = Mutex<Void>(())
+    /// Under `control`: nothing starts between `pause` and `resume`.
+    let isPaused = Atomic<Bool>(false)
 
     /// What queues call; they are made before their transport is.
     private final class Relay: Sendable {
@@ -42,22 +45,26 @@ public final class VirtioPCIDevice: PCIDevice {
     /// With `doorbellThread` the notification registers are offered to the engine as ioeventfds.
     public convenience init(
         _ device: any VirtioDevice, memory: GuestMemory, log: DeviceLog? = nil,
-        doorbellThread: DoorbellThread? = nil
+        doorbellThread: DoorbellThread? = nil, port: PCIExpressPort = .integratedEndpoint,
+        isTransitional: Bool = false
     ) throws(HostError) {
         try self.init(
             device, state: VirtioPCIState(queueSizes: device.queueSizes), memory: memory, log: log,
-            doorbellThread: doorbellThread)
+            doorbellThread: doorbellThread, port: port, isTransitional: isTransitional)
     }
 
     private init(
         _ device: any VirtioDevice, state: VirtioPCIState, memory: GuestMemory, log: DeviceLog?,
-        doorbellThread: DoorbellThread?
+        doorbellThread: DoorbellThread?, port: PCIExpressPort, isTransitional: Bool
     ) throws(HostError) {
         precondition((1...VirtioPCILayout.queueLimit).contains(device.queueSizes.count))
         self.device = device
         self.memory = memory
         self.log = log ?? DeviceLog(name: device.kind.name)
         offered = device.features | VirtioFeature.offered
+        let isTransitional = isTransitional && VirtioLegacyLayout.deviceID(of: device.kind.identifier) != nil
+        let bar = isTransitional ? VirtioPCILayout.transitionalBar : VirtioPCILayout.bar
+        self.bar = bar
         maximumSizes = device.queueSizes
         self.state = Mutex(state)
         let relay = Relay()
@@ -73,8 +80,9 @@ public final class VirtioPCIDevice: PCIDevice {
         }
         doorbells = notifiers
         var accessOffset = 0
-        function = PCIFunction(Self.describe(device, doorbells: notifiers)) { space in
-            accessOffset = Self.addCapabilities(to: &space, hasConfiguration: !device.configuration.isEmpty)
+        function = PCIFunction(Self.describe(device, bar: bar, doorbells: notifiers, port: port)) { space in
+            accessOffset = Self.addCapabilities(
+                to: &space, bar: bar, hasConfiguration: !device.configuration.isEmpty)
         }
         capabilityOffset = accessOffset
         relay.transport = self
@@ -84,7 +92,9 @@ public final class VirtioPCIDevice: PCIDevice {
         }
     }
 
-    private static func describe(_ device: any VirtioDevice, doorbells: [EventNotifier]) -> PCIFunctionDescription {
+    private static func describe(
+        _ device: any VirtioDevice, bar: Int, doorbells: [EventNotifier], port: PCIExpressPort
+    ) -> PCIFunctionDescription {
         let kind = device.kind
         var description = PCIFunctionDescription(
             name: kind.name, vendorID: VirtioPCILayout.vendorID,
@@ -94,7 +104,7 @@ public final class VirtioPCIDevice: PCIDevice {
         // §4.1.2.1: at least 0x40, so that no legacy driver takes it for its own.
         description.subsystemID = VirtioPCILayout.firstDeviceID &+ kind.identifier
         description.bars = [
-            PCIBaseAddress(index: VirtioPCILayout.bar, kind: .memory64, size: VirtioPCILayout.barSize),
+            PCIBaseAddress(index: bar, kind: .memory64, size: VirtioPCILayout.barSize),
             PCIBaseAddress(index: VirtioPCILayout.msixBar, kind: .memory32, size: VirtioPCILayout.msixBarSize),
         ]
         // One for each queue and one for the configuration.
@@ -102,16 +112,31 @@ public final class VirtioPCIDevice: PCIDevice {
             vectorCount: device.queueSizes.count + 1, bar: VirtioPCILayout.msixBar, tableOffset: 0,
             pendingOffset: VirtioPCILayout.msixPending)
         description.hasInterruptPin = true
-        description.doorbells[VirtioPCILayout.bar] = doorbells.enumerated().map { index, notifier in
+        description.port = port
+        description.doorbells[bar] = doorbells.enumerated().map { index, notifier in
             PCIDoorbell(
                 offset: VirtioPCILayout.notify + UInt64(index) * UInt64(VirtioPCILayout.notifyMultiplier), width: .word,
                 notifier: notifier)
+        }
+        if bar != VirtioPCILayout.bar, let legacyID = VirtioLegacyLayout.deviceID(of: kind.identifier) {
+            description.deviceID = legacyID
+            description.revision = VirtioLegacyLayout.revision
+            // What legacy drivers tell the device type by.
+            description.subsystemID = kind.identifier
+            description.bars.append(
+                PCIBaseAddress(index: VirtioLegacyLayout.bar, kind: .io, size: VirtioLegacyLayout.barSize))
+            description.doorbells[VirtioLegacyLayout.bar] = doorbells.enumerated().map { index, notifier in
+                PCIDoorbell(
+                    offset: VirtioLegacyRegister.queueNotify, width: .word, match: UInt64(index), notifier: notifier)
+            }
         }
         return description
     }
 
     /// §4.1.4; returns the offset of the access capability.
-    private static func addCapabilities(to space: inout PCIConfigurationSpace, hasConfiguration: Bool) -> Int {
+    private static func addCapabilities(
+        to space: inout PCIConfigurationSpace, bar: Int, hasConfiguration: Bool
+    ) -> Int {
         var accessOffset = 0
         for type in VirtioPCICapability.allCases where type != .device || hasConfiguration {
             let place: (offset: UInt64, length: UInt64) =
@@ -127,7 +152,7 @@ public final class VirtioPCIDevice: PCIDevice {
             space.set(UInt8(size), at: offset + 2)
             space.set(type.rawValue, at: offset + 3)
             let isAccess = type == .access
-            space.set(UInt8(VirtioPCILayout.bar), at: offset + 4, writable: isAccess ? 0xFF : 0)
+            space.set(UInt8(bar), at: offset + 4, writable: isAccess ? 0xFF : 0)
             space.set(UInt32(place.offset), at: offset + 8, writable: isAccess ? .max : 0)
             space.set(UInt32(place.length), at: offset + 12, writable: isAccess ? .max : 0)
             if type == .notify { space.set(VirtioPCILayout.notifyMultiplier, at: offset + 16) }
@@ -139,7 +164,9 @@ public final class VirtioPCIDevice: PCIDevice {
     // MARK: Registers
 
     public func readRegister(bar: Int, offset: UInt64, width: AccessWidth) -> ReadResult {
-        guard bar == VirtioPCILayout.bar else { return .rejected(.noSuchRegister) }
+        guard bar == self.bar else {
+            return bar == VirtioLegacyLayout.bar ? readLegacy(offset, width) : .rejected(.noSuchRegister)
+        }
         let place = offset % VirtioPCILayout.structureSize
         switch offset &- place {
         case VirtioPCILayout.common:
@@ -152,7 +179,9 @@ public final class VirtioPCIDevice: PCIDevice {
     }
 
     public func writeRegister(bar: Int, offset: UInt64, width: AccessWidth, value: UInt64) -> WriteResult {
-        guard bar == VirtioPCILayout.bar else { return .rejected(.noSuchRegister) }
+        guard bar == self.bar else {
+            return bar == VirtioLegacyLayout.bar ? writeLegacy(offset, width, value) : .rejected(.noSuchRegister)
+        }
         let place = offset % VirtioPCILayout.structureSize
         switch offset &- place {
         case VirtioPCILayout.common: return writeCommon(place, width, value) ? .done : .rejected(.wrongWidth)
@@ -171,7 +200,7 @@ public final class VirtioPCIDevice: PCIDevice {
         }
     }
 
-    private func readConfiguration(_ offset: UInt64, _ width: AccessWidth) -> UInt64 {
+    func readConfiguration(_ offset: UInt64, _ width: AccessWidth) -> UInt64 {
         let bytes = device.configuration
         var value: UInt64 = 0
         for index in 0..<width.rawValue where bytes.indices.contains(Int(offset) + index) {
@@ -181,7 +210,7 @@ public final class VirtioPCIDevice: PCIDevice {
     }
 
     /// Reading it clears it (§4.1.4.5).
-    private func takeInterruptStatus() -> UInt8 {
+    func takeInterruptStatus() -> UInt8 {
         let value = state.withLock { state in
             defer { state.interruptStatus = 0 }
             return state.interruptStatus
@@ -253,7 +282,7 @@ public final class VirtioPCIDevice: PCIDevice {
         case (VirtioCommonRegister.driverFeatureSelect, .double): state.driverFeatureSelect = double
         case (VirtioCommonRegister.driverFeature, .double):
             // Final once the device has said that they are (§2.2.2).
-            if !state.areFeaturesFixed { state.setDriverFeatures(double) }
+            if !state.areFeaturesFixed, !state.isLegacy { state.setDriverFeatures(double) }
         case (VirtioCommonRegister.configurationVector, .word): state.configurationVector = vector(word)
         case (VirtioCommonRegister.queueSelect, .word): state.queueSelect = word
         case (VirtioCommonRegister.queueVector, .word):
@@ -273,7 +302,7 @@ public final class VirtioPCIDevice: PCIDevice {
     }
 
     /// A vector that the function does not have reads back as none (§4.1.5.1.2.1).
-    private func vector(_ value: UInt16) -> UInt16 { Int(value) <= queues.count ? value : virtioNoVector }
+    func vector(_ value: UInt16) -> UInt16 { Int(value) <= queues.count ? value : virtioNoVector }
 
     private func setAddress(_ offset: UInt64, _ value: UInt32, _ state: inout VirtioPCIState) {
         guard let index = state.selected, !state.queues[index].isEnabled else { return }
@@ -300,7 +329,7 @@ public final class VirtioPCIDevice: PCIDevice {
     /// What the access capability's data register stands for.
     private func accessTarget(_ offset: Int, _ space: PCIConfigurationSpace) -> (UInt64, AccessWidth)? {
         guard offset == capabilityOffset + AccessCapability.data,
-            space.value(UInt8.self, at: capabilityOffset + AccessCapability.bar) == UInt8(VirtioPCILayout.bar)
+            space.value(UInt8.self, at: capabilityOffset + AccessCapability.bar) == UInt8(bar)
         else { return nil }
         let length: UInt32 = space.value(at: capabilityOffset + AccessCapability.length)
         let target = UInt64(space.value(UInt32.self, at: capabilityOffset + AccessCapability.offset))
@@ -312,7 +341,7 @@ public final class VirtioPCIDevice: PCIDevice {
 
     public func readCapability(at offset: Int, width: AccessWidth, in space: PCIConfigurationSpace) -> UInt64? {
         guard let (target, targetWidth) = accessTarget(offset, space),
-            case .value(let value) = readRegister(bar: VirtioPCILayout.bar, offset: target, width: targetWidth)
+            case .value(let value) = readRegister(bar: bar, offset: target, width: targetWidth)
         else { return nil }
         return value & targetWidth.mask & width.mask
     }
@@ -322,7 +351,7 @@ public final class VirtioPCIDevice: PCIDevice {
     ) -> Bool {
         guard let (target, targetWidth) = accessTarget(offset, space) else { return false }
         _ = writeRegister(
-            bar: VirtioPCILayout.bar, offset: target, width: targetWidth, value: value & targetWidth.mask)
+            bar: bar, offset: target, width: targetWidth, value: value & targetWidth.mask)
         return true
     }
 
@@ -332,6 +361,7 @@ public final class VirtioPCIDevice: PCIDevice {
         control.withLock { _ in
             guard value != 0 else { return reset() }
             let (starts, features) = state.withLock { state in
+                guard !state.isLegacy else { return (false, state.driverFeatures) }
                 let before = state.status
                 var status = (before | value) & (VirtioStatus.all & ~VirtioStatus.needsReset)
                 if before & VirtioStatus.featuresOK == 0, status & VirtioStatus.featuresOK != 0,
@@ -353,12 +383,15 @@ public final class VirtioPCIDevice: PCIDevice {
         }
     }
 
-    /// A driver that does not know VERSION_1 would speak the legacy interface, which we do not have (§6.1).
+    /// Whether drivers from before Virtio 1.0 find theirs.
+    var legacyFeatureIsOffered: Bool { bar != VirtioPCILayout.bar }
+
+    /// A driver that does not know VERSION_1 speaks the legacy interface, and not here (§6.1).
     private func canAccept(_ features: UInt64) -> Bool {
         features & ~offered == 0 && features & VirtioFeature.version1 != 0 && device.accepts(features: features)
     }
 
-    private func start(_ features: UInt64) {
+    func start(_ features: UInt64) {
         let current = state.withLock { $0 }
         let isInOrder = current.has(VirtioFeature.inOrder)
         for (index, queue) in queues.enumerated() {
@@ -378,7 +411,7 @@ public final class VirtioPCIDevice: PCIDevice {
     }
 
     /// Power-on state, and nothing of before goes on.
-    private func reset() {
+    func reset() {
         stopDevice()
         for queue in queues { queue.stop() }
         device.reset()
@@ -420,21 +453,25 @@ public final class VirtioPCIDevice: PCIDevice {
                 state.queues[index] = VirtioQueueRegisters(size: maximumSizes[index], vector: vector)
                 return (index, state.isDriverReady)
             }
-            guard let index else { return }
-            guard isRunning else { return queues[index].stop() }
-            // What is going on in any queue ends first: the device's workers do not say whose they are.
-            gate.closeAndWait()
-            queues[index].stop()
-            device.queueWasReset(index)
-            gate.open()
-            // What was notified meanwhile was not heard.
-            for other in queues.indices where other != index { notify(other) }
+            if let index { stop(queue: index, isRunning: isRunning) }
         }
     }
 
+    /// With `control` locked.
+    func stop(queue index: Int, isRunning: Bool) {
+        guard isRunning else { return queues[index].stop() }
+        // What is going on in any queue ends first: the device's workers do not say whose they are.
+        gate.closeAndWait()
+        queues[index].stop()
+        device.queueWasReset(index)
+        gate.open()
+        // What was notified meanwhile was not heard.
+        for other in queues.indices where other != index { notify(other) }
+    }
+
     /// The driver has made buffers available.
-    private func notify(_ index: Int) {
-        guard queues.indices.contains(index), gate.enter() else { return }
+    func notify(_ index: Int) {
+        guard queues.indices.contains(index), gate.enter() || (startEarly() && gate.enter()) else { return }
         defer { gate.leave() }
         guard queues[index].isEnabled, device.notify(index) else { return }
         // Others have their turn first. Without doorbells the vCPU that would fill the queue waits for us.
@@ -483,7 +520,7 @@ public final class VirtioPCIDevice: PCIDevice {
     }
 
     /// DEVICE_NEEDS_RESET (§2.1.1): the driver is broken, or we cannot go on with it.
-    private func fail(_ reason: String) {
+    func fail(_ reason: String) {
         log.note("\(reason); the device waits for a reset by its driver")
         for queue in queues { queue.silence() }
         let vector: UInt16? = state.withLock { state in
@@ -497,11 +534,17 @@ public final class VirtioPCIDevice: PCIDevice {
     // MARK: Saved state
 
     /// Stops the device between two requests: nothing of it changes guest memory until `resume`.
-    public func pause() { control.withLock { _ in stopDevice() } }
+    public func pause() {
+        control.withLock { _ in
+            isPaused.store(true, ordering: .relaxed)
+            stopDevice()
+        }
+    }
 
     /// Goes on after `pause` or a restore.
     public func resume() {
         control.withLock { _ in
+            isPaused.store(false, ordering: .relaxed)
             let current = state.withLock { $0 }
             guard current.isDriverReady else { return }
             startDevice(current.driverFeatures)
@@ -525,10 +568,13 @@ public final class VirtioPCIDevice: PCIDevice {
     /// `device` is one restored from `saved.device`; `resume` starts it.
     public convenience init(
         restoring saved: VirtioPCISavedState, _ device: any VirtioDevice, memory: GuestMemory, log: DeviceLog? = nil,
-        doorbellThread: DoorbellThread? = nil
+        doorbellThread: DoorbellThread? = nil, port: PCIExpressPort = .integratedEndpoint,
+        isTransitional: Bool = false
     ) throws {
-        let state = try saved.state(for: device)
-        try self.init(device, state: state, memory: memory, log: log, doorbellThread: doorbellThread)
+        let state = try saved.state(for: device, isTransitional: isTransitional)
+        try self.init(
+            device, state: state, memory: memory, log: log, doorbellThread: doorbellThread, port: port,
+            isTransitional: isTransitional)
         try function.restore(saved.function)
         for (index, queue) in queues.enumerated() {
             if let ring = try saved.ring(index, in: state) {

@@ -17,15 +17,25 @@ struct VirtioPCIState: Equatable, Sendable {
     var queueSelect: UInt16 = 0
     var interruptStatus: UInt8 = 0
     var queues: [VirtioQueueRegisters]
+    /// The driver uses the legacy interface.
+    var isLegacy = false
+    /// It has used a queue before it said that it is ready.
+    var isStartedEarly = false
 
     init(queueSizes: [UInt16]) { queues = queueSizes.map { VirtioQueueRegisters(size: $0) } }
 
-    var isDriverReady: Bool { status & VirtioStatus.driverOK != 0 }
+    var isDriverReady: Bool { status & VirtioStatus.driverOK != 0 || isStartedEarly }
     var areFeaturesFixed: Bool { status & VirtioStatus.featuresOK != 0 }
     /// The queue that the queue registers are of.
     var selected: Int? { queues.indices.contains(Int(queueSelect)) ? Int(queueSelect) : nil }
 
     func has(_ feature: UInt64) -> Bool { driverFeatures & feature != 0 }
+
+    /// False: a driver of today has the device already.
+    mutating func becomeLegacy() -> Bool {
+        if !areFeaturesFixed { isLegacy = true }
+        return isLegacy
+    }
 
     /// One 32-bit half of a feature set; there are no bits beyond 63 (Virtio 1.2 §4.1.4.3.1).
     static func half(_ features: UInt64, _ select: UInt32) -> UInt32 {
