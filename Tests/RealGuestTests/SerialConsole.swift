@@ -33,10 +33,12 @@ final class SerialConsole {
 
     deinit { kill() }
 
+    /// What the machine has said on its standard error.
+    var errors: String { (try? String(contentsOfFile: scratch.path("err"), encoding: .utf8)) ?? "" }
+
     /// Everything so far, for messages.
     var transcript: String {
-        let errors = (try? String(contentsOfFile: scratch.path("err"), encoding: .utf8)) ?? ""
-        return String(decoding: shown.suffix(4000), as: UTF8.self) + errors
+        String(decoding: shown.suffix(4000), as: UTF8.self) + errors
     }
 
     private func pump() throws {
