@@ -46,7 +46,7 @@ struct DebianServicesTests {
         try console.type("sudo poweroff\n")
         #expect(try await console.end() == 0, "\(console.transcript)")
         // What was refused is told when it happens, and counted at the end.
-        #expect(console.errors.contains("tcp to 192.0.2.1:80"), "\(console.errors)")
+        #expect(console.errors.contains("refused TCP to 192.0.2.1:80"), "\(console.errors)")
         #expect(console.errors.contains(/received \([0-9]+ bytes\)(, [^\n]*)?, [0-9]+ refused/), "\(console.errors)")
     }
 
@@ -101,7 +101,8 @@ struct DebianServicesTests {
         let update = try await console.run("sudo apt-get -q -o Acquire::Retries=5 update")
         #expect(update.status == 0, "\(update.text)")
         let name = PackageRepository.package
-        let install = try await console.run("sudo DEBIAN_FRONTEND=noninteractive apt-get -q -y install \(name)")
+        let install = try await console.run(
+            "sudo DEBIAN_FRONTEND=noninteractive apt-get -q -y install \(name)")
         #expect(install.status == 0, "\(install.text)")
         #expect(
             try await console.run("\(name) && dpkg -s \(name) | grep Status").text
