@@ -128,7 +128,7 @@ struct DebianServicesTests {
         """
 
     private static let folderProgram = """
-        import errno, fcntl, os
+        import errno, fcntl, os, time
         os.chdir("/mnt/work")
         def fails(number, what, *arguments):
             try: what(*arguments)
@@ -145,6 +145,7 @@ struct DebianServicesTests {
         fcntl.lockf(locked, fcntl.LOCK_EX | fcntl.LOCK_NB, 10, 100)
         open("let-go", "w").close()
         fcntl.lockf(locked, fcntl.LOCK_EX)
+        time.sleep(1.1) # so long the guest believes the size that it knows
         assert locked.read() == "host"
         fails(errno.EROFS, open, "/mnt/fixed/new", "w")
         fails(errno.EROFS, os.unlink, "/mnt/fixed/file")
