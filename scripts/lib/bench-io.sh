@@ -159,12 +159,12 @@ measure_more_disks() {
     without qemu "$1" - disk-20
 }
 
-# The same requests to the last 256 MiB of a qcow2 disk of 1 TiB; "native" is one of 1 GiB.
+# The same requests to the last 256 MiB of a qcow2 disk of 1 TiB; "native" is one of 4 GiB.
 measure_larger_disk() {
     local name size offset
     has_fio || return 0
     for name in native martlet; do
-        size=$((1024 * mebibyte))
+        size=$((4096 * mebibyte))
         [[ $name == native ]] || size=$((1024 * 1024 * mebibyte))
         offset=$((size - 256 * mebibyte))
         if [[ ! -e $work/size-$name ]]; then
@@ -210,9 +210,9 @@ measure_allocation() {
                 alloc-sparse) arguments=($((4096 * mebibyte)) 30000 4096 65536 0 0) ;;
                 alloc-flush) arguments=($((4096 * mebibyte)) 20000 4096 4096 64 0) ;;
                 alloc-1tib)
-                    size=$((1024 * mebibyte))
+                    size=$((4096 * mebibyte))
                     [[ $name == native ]] || size=$((1024 * 1024 * mebibyte))
-                    arguments=("$size" 8000 4096 65536 0 $((size - 512 * mebibyte)))
+                    arguments=("$size" 30000 4096 65536 0 $((size - 2048 * mebibyte)))
                     ;;
             esac
             if [[ $name == native && $row != alloc-1tib ]] && ! command -v qemu-img >/dev/null; then

@@ -115,7 +115,7 @@ END {
         }
     }
     for (row in known) if (row ~ /^alloc-|^disk-(20|1tib)$/) has_base = 1
-    if (has_base) print "\"native\" is qemu-img bench in alloc-*; in disk-20, disk-1tib and alloc-1tib Martlet with one disk, of 1 GiB"
+    if (has_base) print "\"native\" is qemu-img bench in alloc-*; in disk-20, disk-1tib and alloc-1tib Martlet with one disk, of 4 GiB"
     if (compared > 0) {
         mean = exp(logarithms / compared)
         printf "geometric mean of %d rows: %.2f times TCG's speed (must %s, aim %s)\n", compared, mean, must["all"], aim["all"]
