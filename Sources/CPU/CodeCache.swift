@@ -3,10 +3,10 @@ internal import CHost
 /// Decoded instructions: blocks of straight-line code, found by guest-physical address and code size, listed by page so
 /// that a store can drop them. Bounded: when the arena is full everything is dropped.
 final class CodeCache {
-    /// 80 bytes each: 12 MiB.
-    static let instructionCapacity = 160_000
-    static let blockCapacity = 32_768
-    private static let hashSize = 32_768
+    /// 80 bytes each: 31 MiB.
+    static let instructionCapacity = 400_000
+    static let blockCapacity = 98_304
+    private static let hashSize = 131_072
 
     struct Block {
         /// Guest-physical address of the first instruction << 3 | privilege << 2 | code size (`CodeMode`); all ones when dropped.

@@ -53,6 +53,33 @@ struct ImageTests {
             }.isEmpty)
     }
 
+    @Test("bench writes and reads where it says")
+    func bench() async throws {
+        let scratch = try Scratch()
+        let path = scratch.file("image").path
+        _ = try await expect("create", path, "4M")
+        // The third request is behind the end, so that it is the first one again.
+        let written = try await expect(
+            "bench", "--write", "--size", "64k", "--step", "1M", "--offset", "2M", "--count", "3", "--flush-interval",
+            "2",
+            path)
+        #expect(written.hasPrefix("3 requests in ") && written.contains("\nclosed in "))
+        #expect(try await expect("bench", "--size", "1M", "--count", "10", path).hasPrefix("10 requests in "))
+        _ = try await expect("convert", "--to", "raw", path, scratch.file("raw").path)
+        var wanted = Data(count: 4 << 20)
+        for start in [2 << 20, 3 << 20] {
+            wanted.replaceSubrange(start..<start + 65536, with: Data(repeating: 0xff, count: 65536))
+        }
+        #expect(try Data(contentsOf: scratch.file("raw")) == wanted)
+        for arguments in [
+            ["--count", "0"], ["--size", "0"], ["--flush-interval", "3"], ["--size", "2G", "--write"],
+        ] {
+            #expect(try await Martlet.run(["image", "bench"] + arguments + [path]).status == 64)
+        }
+        let outside = try await Martlet.run(["image", "bench", "--offset", "4M", path])
+        #expect(outside.status == 125 && outside.errors.contains("past its end"), "\(outside.errors)")
+    }
+
     @Test("info says what qemu-img says", .enabled(if: hasQemuImg, "qemu-img is not installed"))
     func info() async throws {
         let scratch = try Scratch()

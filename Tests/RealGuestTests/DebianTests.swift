@@ -59,6 +59,8 @@ struct DebianTests {
         #expect(try await console.run("id -un && sudo -n id -un").text == "debian\nroot\n")
         #expect(try await console.run("cat /etc/apt/sources.list.d/*.sources").text.contains("deb.debian.org"))
 
+        try await expectFileSystem("mkfs.xfs -q -f", check: "xfs_repair -n", console)
+        try await expectFileSystem("mkfs.btrfs -q -f", check: "btrfs check", console)
         let made = try await console.run("sudo mkfs.ext4 -q /dev/vdb && sudo mount /dev/vdb /mnt")
         #expect(made.status == 0, "\(made.text)")
         let fio = try await console.run(
@@ -73,6 +75,17 @@ struct DebianTests {
         #expect(try await console.end() == 0, "\(console.transcript)")
         try expectSound(image, offset: Self.rootOffset, scratch: scratch, mayReplay: false)
         try expectSound(disk, offset: 0, scratch: scratch, mayReplay: false)
+    }
+
+    /// Files that are written, read again after the cache has forgotten them, and found sound by the format's own judge.
+    private func expectFileSystem(_ make: String, check: String, _ console: SerialConsole) async throws {
+        let used = try await console.run(
+            "sudo \(make) /dev/vdb && sudo mount /dev/vdb /mnt && sudo cp -r /usr/lib/systemd /mnt/ && sync && "
+                + "echo 3 | sudo tee /proc/sys/vm/drop_caches >/dev/null && diff -r /usr/lib/systemd /mnt/systemd && "
+                + "sudo umount /mnt")
+        #expect(used.status == 0, "\(make): \(used.text)")
+        let checked = try await console.run("sudo \(check) /dev/vdb")
+        #expect(checked.status == 0, "\(check): \(checked.text)")
     }
 
     @Test("The machine is killed in the middle of writing: both file systems are sound", .timeLimit(.minutes(10)))

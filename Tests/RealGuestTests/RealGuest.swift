@@ -20,6 +20,7 @@ enum RealGuest {
     static let hasDebian = isBuilt && FileManager.default.isReadableFile(atPath: debian + ".json")
     static let hasDefaultGuest = isBuilt && FileManager.default.isReadableFile(atPath: cache + "/guest/vmlinuz")
     static let hasTools = ["qemu-img", "e2fsck", "mkfs.ext4", "debugfs"].allSatisfy { tool($0) != nil }
+    static let hasNetworkTools = ["ssh", "ssh-keygen", "iperf3", "python3", "dpkg-deb"].allSatisfy { tool($0) != nil }
 
     /// The whole of what CI has only a part of.
     static let isLong = environment["MARTLET_TEST_LONG"] != nil

@@ -33,10 +33,12 @@ final class SerialConsole {
 
     deinit { kill() }
 
+    /// What the machine has said on its standard error.
+    var errors: String { (try? String(contentsOfFile: scratch.path("err"), encoding: .utf8)) ?? "" }
+
     /// Everything so far, for messages.
     var transcript: String {
-        let errors = (try? String(contentsOfFile: scratch.path("err"), encoding: .utf8)) ?? ""
-        return String(decoding: shown.suffix(4000), as: UTF8.self) + errors
+        String(decoding: shown.suffix(4000), as: UTF8.self) + errors
     }
 
     private func pump() throws {
@@ -90,8 +92,9 @@ final class SerialConsole {
     /// Runs a line in the guest's shell: its status and what it printed.
     func run(_ line: String, limit: Duration = .seconds(120)) async throws -> (status: Int32, text: String) {
         commandCount += 1
+        // In one line: Debian's sudo has a terminal of its own for what it runs (use_pty), and reads what is typed ahead.
         // The mark is put together by the shell, so that an echo of the line is not taken for it.
-        try type("\(line)\nprintf 'martlet-%s-%d-%d.\\n' end \(commandCount) $?\n")
+        try type("\(line); printf 'martlet-%s-%d-%d.\\n' end \(commandCount) $?\n")
         let text = try await wait(for: "martlet-end-\(commandCount)-", limit: limit)
         let status = try await wait(for: ".\r\n", limit: .seconds(10))
         return (Int32(status) ?? -1, text.replacingOccurrences(of: "\r\n", with: "\n"))

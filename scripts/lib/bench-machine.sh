@@ -55,6 +55,13 @@ wait_for() {
     done
 }
 
+# memory_of PID: the KiB of a Martlet with the default size of guest. The guest's memory is the one mapping of that size;
+# the rest is ours.
+memory_of() {
+    awk '/^[0-9a-f]+-[0-9a-f]+ /{ guest = 0 } /^Size:/{ guest = ($2 == 524288) }
+        /^Rss:/{ if (!guest) sum += $2 } END { print sum }' "/proc/$1/smaps"
+}
+
 measure_shell() {
     local start machine
     rm -f "$work/in"
@@ -66,9 +73,7 @@ measure_shell() {
     exec 7>"$work/in"
     wait_for '\] shell' "$work/log" "$machine"
     report martlet "$1" shell "$start" boot
-    # The guest's memory is the one mapping of its size; the rest is ours.
-    own_memory=$(awk '/^[0-9a-f]+-[0-9a-f]+ /{ guest = 0 } /^Size:/{ guest = ($2 == 524288) }
-        /^Rss:/{ if (!guest) sum += $2 } END { printf "%.1f", sum / 1024 }' "/proc/$machine/smaps")
+    own_memory=$(awk -v kib="$(memory_of "$machine")" 'BEGIN { printf "%.1f", kib / 1024 }')
     echo 'exit' >&7
     exec 7>&-
     wait "$machine" || stop "The default guest did not switch itself off: $(tail -n 1 "$work/log")"
@@ -162,6 +167,7 @@ print_machine_figures() {
     # All that is not the guest's memory.
     [[ -z $own_memory ]] || echo "own memory at the shell: $own_memory MiB"
     awk -v size="$(stat -c %s "$(readlink -f "$martlet")")" 'BEGIN { printf "binary: %.1f MiB\n", size / 1048576 }'
+    print_idle_memory
     print_translator_figures
 }
 

@@ -18,6 +18,7 @@ struct ImageCommand: ParsableCommand {
               martlet image check --repair all disk.qcow2
               martlet image snapshot create disk.qcow2 before-upgrade
               martlet image build debian debian.qcow2
+              martlet image bench --write --size 64K --count 8000 new.qcow2
 
             FORMATS
               raw and qcow2. An image with a qcow2 header needs no word about its format, unless it refers to other
@@ -33,7 +34,7 @@ struct ImageCommand: ParsableCommand {
             """,
         subcommands: [
             CreateCommand.self, InfoCommand.self, ConvertCommand.self, ResizeCommand.self, CheckCommand.self,
-            SnapshotCommand.self, CommitCommand.self, RebaseCommand.self, BuildCommand.self,
+            SnapshotCommand.self, CommitCommand.self, RebaseCommand.self, BuildCommand.self, BenchCommand.self,
         ])
 }
 
