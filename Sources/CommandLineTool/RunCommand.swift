@@ -113,6 +113,7 @@ struct RunCommand: ParsableCommand {
 
             KEYS (when standard input is a terminal)
               Ctrl-A x      switch the machine off and leave
+              Ctrl-A p      the machine stands still, and goes on with the next Ctrl-A p
               Ctrl-A h      show these keys
               Ctrl-A Ctrl-A send one Ctrl-A to the guest
 

@@ -1,3 +1,4 @@
+internal import Glibc
 internal import Host
 internal import Net
 internal import Platform
@@ -211,9 +212,17 @@ struct RunSession {
                 if verbose { Message.note("\(EndReport.text(of: time)) \(name)\(newline)") }
             },
             onHelp: {
-                let keys = "Ctrl-A x switches the machine off, Ctrl-A h shows this, Ctrl-A Ctrl-A sends Ctrl-A."
+                let keys =
+                    "Ctrl-A x switches the machine off, Ctrl-A p has it stand still or go on, Ctrl-A h shows this, "
+                    + "Ctrl-A Ctrl-A sends Ctrl-A."
                 Message.line("\r\nmartlet: \(keys)\r")
             },
+            onPause: { reason in
+                let how = terminal == nil ? "kill -CONT \(getpid())" : "Ctrl-A p, or kill -CONT \(getpid()),"
+                let because = reason.map { ": \($0)" } ?? ""
+                Message.line("\(newline)martlet: the machine stands still\(because). \(how) lets it go on.\(newline)")
+            },
+            onResume: { Message.line("\(newline)martlet: the machine goes on.\(newline)") },
             onContinue: { terminal?.reenter() })
     }
 }

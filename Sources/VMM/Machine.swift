@@ -76,7 +76,7 @@ final class Machine {
         pci = try PCIBoard(
             configuration.devices, isTransitional: configuration.isTransitional, memory: memory,
             machine: virtualMachine, highWindow: window, activity: activity,
-            onTrouble: configuration.onDeviceTrouble, saved: saved?.pci)
+            onTrouble: configuration.onDeviceTrouble, onHold: { [events] in events.noteHold($0) }, saved: saved?.pci)
         switch origin {
         case .boot(_, let line): commandLine = line
         case .saved(let state): commandLine = state.commandLine
@@ -110,6 +110,9 @@ final class Machine {
     var serial: [SerialConnection] { board.serial }
     /// The terminal, where it is a virtio console.
     var console: VirtioConsoleConnection? { pci.console }
+    /// Why the machine should stand still, if a device met trouble since the last call.
+    func takeHoldReason() -> String? { events.takeHoldReason() }
+    var standsStill: Bool { pause != nil }
     var sawPanic: Bool { events.sawPanic }
 
     /// How it ended, once the processor has stopped.

@@ -7,6 +7,7 @@ final class MachineEvents: Sendable {
         var outcome: MachineOutcome?
         var guestStatus: UInt8?
         var sawPanic = false
+        var holdReason: String?
         var trace: ProcessorTrace?
         var profile: ProfiledRun?
         var isFinished = false
@@ -47,6 +48,20 @@ final class MachineEvents: Sendable {
     func notePanic() {
         state.withLock { $0.sawPanic = true }
         activity.signal()
+    }
+
+    /// A device has met trouble and waits for it to be mended.
+    func noteHold(_ reason: String) {
+        state.withLock { $0.holdReason = reason }
+        activity.signal()
+    }
+
+    /// The last of such troubles since the last call.
+    func takeHoldReason() -> String? {
+        state.withLock { state in
+            defer { state.holdReason = nil }
+            return state.holdReason
+        }
     }
 
     var sawPanic: Bool { state.withLock { $0.sawPanic } }

@@ -1,7 +1,7 @@
 /// Finds the escape sequences in what is typed at the terminal: Ctrl-A and one more key, as in QEMU and picocom.
 public struct EscapeFilter: Sendable {
     public enum Action: Equatable, Sendable {
-        case leave, help
+        case leave, help, pause
     }
 
     private static let controlA: UInt8 = 1
@@ -22,6 +22,7 @@ public struct EscapeFilter: Sendable {
             switch byte {
             case Self.controlA: forGuest.append(byte)
             case UInt8(ascii: "x"), UInt8(ascii: "X"): actions.append(.leave)
+            case UInt8(ascii: "p"), UInt8(ascii: "P"): actions.append(.pause)
             case UInt8(ascii: "h"), UInt8(ascii: "H"), UInt8(ascii: "?"): actions.append(.help)
             default: break
             }

@@ -13,25 +13,6 @@ public enum SessionEnd: Equatable, Sendable {
     case outputFailed(HostError)
 }
 
-/// What a session reports while it goes, for `--verbose` and for the terminal.
-public struct SessionObserver {
-    /// A phase was reached: its name and the time since the session began.
-    public var onPhase: (String, Duration) -> Void
-    /// Ctrl-A h.
-    public var onHelp: () -> Void
-    /// The process continues after it was stopped: the terminal is to be made raw again.
-    public var onContinue: () -> Void
-
-    public init(
-        onPhase: @escaping (String, Duration) -> Void = { _, _ in }, onHelp: @escaping () -> Void = {},
-        onContinue: @escaping () -> Void = {}
-    ) {
-        self.onPhase = onPhase
-        self.onHelp = onHelp
-        self.onContinue = onContinue
-    }
-}
-
 /// Runs a machine, restart after restart, and carries bytes between its serial ports and the host, on one thread.
 public final class MachineSession {
     /// After a panic's first line: time for the rest of its report.
@@ -115,11 +96,13 @@ public final class MachineSession {
             resizeConsole(of: machine)
             try machine.start()
             phase("kernel entry")
-            let end: SessionEnd
-            do throws(HostError) {
-                end = try carry(machine)
+            let end: Result<SessionEnd, MachineError>
+            do {
+                end = .success(try carry(machine))
+            } catch let error as HostError {
+                end = .success(.outputFailed(error))
             } catch {
-                end = .outputFailed(error)
+                end = .failure(MachineError("\(error)"))
             }
             machine.end(with: .stopped)
             machine.waitForEnd()
@@ -129,7 +112,7 @@ public final class MachineSession {
             if let result = machine.result, result.outcome.isDifference {
                 return .machine(result.outcome, result.trace)
             }
-            guard restarts, case .machine(.reset, _) = end else { return end }
+            guard restarts, case .success(.machine(.reset, _)) = end else { return try end.get() }
             phase("restart")
         }
     }
@@ -153,12 +136,13 @@ public final class MachineSession {
 
     // MARK: The loop
 
-    private func carry(_ machine: Machine) throws(HostError) -> SessionEnd {
+    private func carry(_ machine: Machine) throws -> SessionEnd {
         while true {
             // Asked first: what the guest wrote before its end is in the buffers by now.
             let result = machine.result
             takeOutput(machine)
-            giveInput(machine)
+            if let reason = machine.takeHoldReason() { try standStill(machine, because: reason) }
+            if !machine.standsStill { giveInput(machine) }
             if let result, output.isEmpty, errors.isEmpty, !hasMoreOutput(machine) {
                 return .machine(finalOutcome(result.outcome, machine), result.trace)
             }
@@ -171,7 +155,7 @@ public final class MachineSession {
     }
 
     /// One wait for anything to happen, and what is to be done about it.
-    private func waitAndServe(_ machine: Machine, now: UInt64) throws(HostError) -> SessionEnd? {
+    private func waitAndServe(_ machine: Machine, now: UInt64) throws -> SessionEnd? {
         var poll = DescriptorPoll()
         poll.set(activity.descriptor, .readable)
         if let signals { poll.set(signals.descriptor, .readable) }
@@ -185,9 +169,13 @@ public final class MachineSession {
             if ready.descriptor == activity.descriptor {
                 _ = activity.consume()
             } else if ready.descriptor == signals?.descriptor {
-                if let end = serveSignals(machine) { return end }
+                if let end = try serveSignals(machine) { return end }
             } else if ready.descriptor == console.input, ready.isReadable || ready.isHungUp {
-                if readInput() == .leave { return .left }
+                switch readInput() {
+                case .leave: return .left
+                case .pause: try togglePause(machine)
+                case .help, nil: break
+                }
             } else if ready.descriptor == output.descriptor {
                 try output.flush()
             } else if ready.descriptor == errors.descriptor {
@@ -197,16 +185,35 @@ public final class MachineSession {
         return nil
     }
 
-    private func serveSignals(_ machine: Machine) -> SessionEnd? {
+    private func serveSignals(_ machine: Machine) throws(MachineError) -> SessionEnd? {
         while let signal = signals?.next() {
             switch signal {
             case .interrupt, .terminate, .hangUp, .quit: return .signalled(signal)
-            case .continue: observer.onContinue()
+            case .continue:
+                observer.onContinue()
+                try goOn(machine)
             case .windowChange: resizeConsole(of: machine)
             default: break
             }
         }
         return nil
+    }
+
+    // MARK: Standing still
+
+    private func standStill(_ machine: Machine, because reason: String?) throws(MachineError) {
+        guard !machine.standsStill, try machine.standStill() else { return }
+        observer.onPause(reason)
+    }
+
+    private func goOn(_ machine: Machine) throws(MachineError) {
+        guard machine.standsStill else { return }
+        try machine.resume()
+        observer.onResume()
+    }
+
+    private func togglePause(_ machine: Machine) throws(MachineError) {
+        if machine.standsStill { try goOn(machine) } else { try standStill(machine, because: nil) }
     }
 
     private func resizeConsole(of machine: Machine) {
@@ -353,7 +360,7 @@ public final class MachineSession {
         let (forGuest, actions) = escapes.filter(bytes)
         toConsole += forGuest
         for action in actions {
-            if action == .leave { return .leave }
+            guard action == .help else { return action }
             observer.onHelp()
         }
         return nil

@@ -40,7 +40,7 @@ final class PCIBoard: Sendable {
     init(
         _ configurations: [DeviceConfiguration], isTransitional: Bool, memory: GuestMemory, machine: any VirtualMachine,
         highWindow: Range<UInt64>?, activity: EventNotifier, onTrouble: @escaping @Sendable (String) -> Void,
-        saved: PCIBoardSavedState? = nil
+        onHold: @escaping @Sendable (String) -> Void, saved: PCIBoardSavedState? = nil
     ) throws(MachineError) {
         guard configurations.count <= PCILayout.limit else {
             throw MachineError(
@@ -75,6 +75,10 @@ final class PCIBoard: Sendable {
                 let state = try saved.map { try VirtioPCISavedState(encoded: $0.devices[index]) }
                 let device = try workshop.device(configuration, ring: rings[index], saved: state?.device)
                 let log = DeviceLog(name: "\(device.kind.name) \(place.deviceAddress)", sink: onTrouble)
+                if let disk = device as? VirtioBlock {
+                    let name = "\(device.kind.name) \(place.deviceAddress)"
+                    disk.onHold { onHold("\(name): \($0)") }
+                }
                 var thread = doorbells
                 if configuration.worksWhereNotified(ring: rings[index]), !isImmediate {
                     let own = try DoorbellThread()
