@@ -130,6 +130,9 @@ public final class ActivityGate: Sendable {
         }
     }
 
+    /// For one more that goes on after the caller, who has entered and not left: also while the device is stopping.
+    public func enterAgain() { state.withLock { $0.active += 1 } }
+
     /// So many that entered.
     public func leave(_ count: Int = 1) { state.withLock { $0.active -= count } }
 

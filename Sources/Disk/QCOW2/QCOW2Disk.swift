@@ -55,8 +55,12 @@ public final class QCOW2Disk: BlockDevice, @unchecked Sendable {
         let whole = clusters(around: range)
         turns.lock()
         defer { turns.unlock() }
-        while !order.isFree(whole, exclusive: exclusive) { turns.wait() }
-        return order.enter(whole, exclusive: exclusive)
+        if let ticket = order.tryEnter(whole, exclusive: exclusive) { return ticket }
+        let ticket = order.queue(whole, exclusive: exclusive)
+        while !order.tryStart(ticket) { turns.wait() }
+        // Those behind it that it does not disturb may start with it.
+        turns.wakeAll()
+        return ticket
     }
 
     /// The same, if nobody has to be waited for.
@@ -64,7 +68,7 @@ public final class QCOW2Disk: BlockDevice, @unchecked Sendable {
         let whole = clusters(around: range)
         turns.lock()
         defer { turns.unlock() }
-        return order.isFree(whole, exclusive: exclusive) ? order.enter(whole, exclusive: exclusive) : nil
+        return order.tryEnter(whole, exclusive: exclusive)
     }
 
     private func clusters(around range: Range<UInt64>) -> Range<UInt64> {

@@ -13,7 +13,8 @@ extension VirtioBlock {
         }
     }
 
-    /// Called, on any thread, with the reason whenever a request was held, for whoever stops the machine then.
+    /// `body` is called, on any thread, with the reason whenever a request was held, for whoever stops the machine then:
+    /// later or on another thread, since the device does not stop before `body` has returned.
     public func onHold(_ body: @escaping @Sendable (String) -> Void) {
         holdObserver.withLock { $0 = HoldObserver(body) }
     }
@@ -33,11 +34,8 @@ extension VirtioBlock {
             defer { state.held = [] }
             return state.held
         }
-        for (index, request) in held.enumerated() {
-            guard context.gate.enter() else {
-                // It is being stopped after all.
-                return state.withLock { $0.held += held[index...] }
-            }
+        for request in held {
+            context.gate.enterAgain()
             runner.run { [self] in
                 execute(request.chain, context.queues[request.queue], context)
                 context.gate.leave()

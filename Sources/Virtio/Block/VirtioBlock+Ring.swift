@@ -53,8 +53,9 @@ extension VirtioBlock {
     private func begin(_ chain: DescriptorChain, _ index: Int, _ ring: SubmissionRing, _ context: VirtioContext) {
         let queue = context.queues[index]
         guard let header = header(of: chain, queue, context) else { return queue.complete(chain, written: 0) }
-        // The device is being stopped, and waits for whoever called us: with what we took.
-        guard context.gate.enter() else { return execute(chain, queue, context) }
+        // Whoever called us is inside. What was taken is done, also when the device is about to stop: but not here, where
+        // the ends of transfers come that it may have to wait for.
+        context.gate.enterAgain()
         switch BlockRequestType(rawValue: header.type) {
         case .read, .write: move(header, chain, index, ring, context)
         case .flush, .discard, .writeZeroes:
