@@ -55,6 +55,12 @@ struct DiskOption: Equatable {
                 throw ValidationError("The cache modes are: writeback, writethrough, none, unsafe.")
             }
             options.cache = cache
+        case ("on-error", let value?):
+            guard let action = BlockConfigurationOptions.ErrorAction(rawValue: value) else {
+                let names = BlockConfigurationOptions.ErrorAction.allCases.map(\.rawValue)
+                throw ValidationError("on-error must be \(names.joined(separator: ", ")).")
+            }
+            options.onError = action
         case ("aio", let value?):
             guard let transfers = BlockConfigurationOptions.Transfers(rawValue: value) else {
                 throw ValidationError("aio must be io_uring or threads.")
@@ -66,7 +72,8 @@ struct DiskOption: Equatable {
         case ("bps", let value?): options.limits.bytesPerSecond = try Self.rate(value)
         default:
             throw ValidationError(
-                "A disk has no '\(part)'; it has readonly, format=, serial=, queues=, cache=, aio=, iops= and bps=.")
+                "A disk has no '\(part)'; it has readonly, format=, serial=, queues=, cache=, aio=, on-error=, iops="
+                    + " and bps=.")
         }
     }
 

@@ -57,6 +57,9 @@ struct RunCommand: ParsableCommand {
               cache=MODE    writeback: safe after the guest's flushes (the default); writethrough: safe after each
                             write; none: past the host's page cache; unsafe: flushes do nothing, for disks that are
                             thrown away
+              on-error=     what becomes of a request that this host cannot execute: report (the guest gets an I/O error,
+                            the default), stop (the machine stands still until the trouble is mended and it is told to
+                            go on, and the request is tried again), or enospc (stop where the host's disk is full)
               aio=          who waits for the host's disk: io_uring (the default where the host allows it), or threads
               iops=N        at most so many requests a second
               bps=SIZE      at most so many bytes a second, such as 50M

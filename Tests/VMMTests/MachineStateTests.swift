@@ -131,6 +131,82 @@ struct MachineStateTests {
     }
 }
 
+extension MachineStateTests {
+    @Test(
+        "A write that the host has no room for waits, also in another machine", .timeLimit(.minutes(5)),
+        arguments: [false, true])
+    func held(isReplaced: Bool) throws {
+        let path = temporaryPath("held.raw")
+        defer { unlink(path) }
+        try DiskImage.createRaw(path, size: 8 << 20)
+        let image = try DiskImage.open(path, .raw, .init(isWritable: true))
+        let disk = FullDisk(ImageDisk(image))
+        let guest = try StateTestGuest(
+            """
+            seq 1 200000 | head -c 1048576 >/tmp/block
+            for i in 0 1 2 3; do dd if=/tmp/block of=/dev/vda bs=1M seek=$i conv=notrunc,fsync 2>/dev/null || echo bad $i; done
+            echo written
+            echo 1 >/proc/sys/vm/drop_caches
+            for i in 0 1 2 3; do dd if=/dev/vda bs=1M skip=$i count=1 2>/dev/null | cmp - /tmp/block || echo bad $i; done
+            echo finished
+            """, devices: [.disk(disk, BlockConfigurationOptions(onError: .stopWhenFull))], on: SoftSystem())
+        defer { guest.stop() }
+        var reason: String?
+        for _ in 0..<3000 where reason == nil {
+            guest.carry(milliseconds: 10)
+            reason = guest.machine.takeHoldReason()
+        }
+        #expect(reason?.hasPrefix("virtio-blk ") == true && reason?.hasSuffix("no room") == true)
+        #expect(try guest.machine.standStill())
+        try guest.machine.resume()
+        // Nothing has changed, and it is in the same trouble again.
+        reason = nil
+        for _ in 0..<300 where reason == nil {
+            guest.carry(milliseconds: 10)
+            reason = guest.machine.takeHoldReason()
+        }
+        #expect(reason != nil && !guest.output.contains("written"))
+        disk.makeRoom()
+        if isReplaced {
+            #expect(try guest.replaceMachine(pause: 0))
+        } else {
+            #expect(try guest.machine.standStill())
+            try guest.machine.resume()
+        }
+        #expect(guest.end() == .poweredOff, "\(guest.console)")
+        #expect(guest.output.contains("written\nfinished\n") && !guest.output.contains("bad"), "\(guest.output)")
+        let block = (1...200_000).map { "\($0)\n" }.joined().utf8.prefix(1 << 20)
+        #expect(try image.read(count: 4 << 20, at: 0) == Array([block, block, block, block].joined()))
+        try image.close()
+    }
+}
+
+/// A disk whose host has no room behind its first megabyte until somebody makes some.
+private final class FullDisk: BlockBackend {
+    private let image: ImageDisk
+    private let hasRoom = Mutex(false)
+    let isReadOnly = false
+    var size: UInt64 { image.size }
+    func makeRoom() { hasRoom.withLock { $0 = true } }
+
+    init(_ image: ImageDisk) { self.image = image }
+
+    func read(into segments: IOSegments, at offset: UInt64) throws(BlockError) {
+        try image.read(into: segments, at: offset)
+    }
+
+    func write(from segments: IOSegments, at offset: UInt64) throws(BlockError) {
+        guard offset < 1 << 20 || hasRoom.withLock({ $0 }) else { throw BlockError("no room", isOutOfSpace: true) }
+        try image.write(from: segments, at: offset)
+    }
+
+    func flush() throws(BlockError) { try image.flush() }
+    func discard(at offset: UInt64, count: UInt64) throws(BlockError) {}
+    func writeZeroes(at offset: UInt64, count: UInt64, mayUnmap: Bool) throws(BlockError) {
+        try image.writeZeroes(at: offset, count: count, mayUnmap: mayUnmap)
+    }
+}
+
 /// One connection's bytes, and an answer as large as its sender's buffers are not.
 private final class Received: Sendable {
     static let answer = [UInt8](repeating: 0x41, count: 3_000_000)

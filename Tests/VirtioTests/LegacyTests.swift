@@ -84,8 +84,8 @@ final class LegacyDriver {
 
 @Suite("Legacy virtio drivers")
 struct LegacyTests {
-    private func makeDisk() -> VirtioBlock {
-        VirtioBlock(MemoryDisk(size: 64 << 10), runner: ImmediateRunner(), parallelism: 1)
+    private func makeDisk() throws -> VirtioBlock {
+        VirtioBlock(try MemoryDisk(size: 64 << 10), runner: ImmediateRunner(), parallelism: 1)
     }
 
     /// A request as the first drivers cut it: header, data, status.
@@ -107,7 +107,7 @@ struct LegacyTests {
                 function.readConfiguration(at: PCIRegister.baseAddress, width: .double) & 1
             )
         }
-        #expect(try identity(makeDisk()) == (0x1001, 0, 2, 1))
+        #expect(try identity(try makeDisk()) == (0x1001, 0, 2, 1))
         let card = VirtioNet(try NetworkPort(CardBackend()), options: NetworkCardOptions(mac: CardFixture.mac))
         #expect(try identity(card) == (0x1000, 0, 1, 1))
         #expect(try identity(VirtioEntropy()) == (0x1044, 1, 0x1044, 0))
@@ -126,7 +126,7 @@ struct LegacyTests {
 
     @Test("A disk, used before the driver says that it is ready and afterwards, and again after a reset")
     func disk() throws {
-        let driver = try LegacyDriver(makeDisk())
+        let driver = try LegacyDriver(try makeDisk())
         let features = driver.read(VirtioLegacyRegister.deviceFeatures, .double)
         #expect(features & (BlockFeature.flush | 1 << 27) == BlockFeature.flush | 1 << 27 && features < 1 << 32)
         for _ in 0..<2 {
@@ -155,7 +155,7 @@ struct LegacyTests {
 
     @Test("A saved disk goes on", arguments: [false, true])
     func savedState(isEarly: Bool) throws {
-        let disk = MemoryDisk(size: 64 << 10)
+        let disk = try MemoryDisk(size: 64 << 10)
         let driver = try LegacyDriver(VirtioBlock(disk, runner: ImmediateRunner(), parallelism: 1))
         driver.begin(features: BlockFeature.flush, queueCount: 1)
         if !isEarly { driver.finish() }
@@ -208,7 +208,7 @@ struct LegacyTests {
 
     @Test("Vectors have registers while MSI-X is on, and the configuration begins behind them")
     func vectors() throws {
-        let driver = try LegacyDriver(makeDisk())
+        let driver = try LegacyDriver(try makeDisk())
         let function = driver.transport.function
         var capability = Int(function.readConfiguration(at: 0x34, width: .byte))
         while function.readConfiguration(at: capability, width: .byte) != 0x11 {
@@ -233,7 +233,7 @@ struct LegacyTests {
 
     @Test("A driver of today finds its own interface in another BAR, and a legacy one cannot take it away")
     func modern() throws {
-        let driver = try LegacyDriver(makeDisk())
+        let driver = try LegacyDriver(try makeDisk())
         func write(_ register: UInt64, _ width: AccessWidth, _ value: UInt64) {
             _ = driver.transport.writeRegister(bar: 4, offset: register, width: width, value: value)
         }
@@ -262,7 +262,7 @@ struct LegacyTests {
         for _ in 0..<60 {
             let device: any VirtioDevice =
                 seed % 2 == 0
-                ? makeDisk()
+                ? try makeDisk()
                 : VirtioNet(try NetworkPort(CardBackend()), options: NetworkCardOptions(mac: CardFixture.mac))
             let driver = try LegacyDriver(device)
             for _ in 0..<300 {

@@ -72,9 +72,10 @@ extension VirtioBlock {
         do throws(BlockError) {
             return .status(try body())
         } catch {
+            // Who stops the machine says why.
+            if !error.isUnsupported, isHeld(error) { return .held(error.description) }
             context.log.note(error.description)
-            if error.isUnsupported { return .status(.unsupported) }
-            return isHeld(error) ? .held(error.description) : .status(.error)
+            return .status(error.isUnsupported ? .unsupported : .error)
         }
     }
 
