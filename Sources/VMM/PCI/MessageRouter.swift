@@ -32,11 +32,13 @@ final class MessageRouter: Sendable {
     /// Behind the inputs of the I/O APIC.
     private static let firstGSI: UInt32 = 24
     /// KVM has 4096 routes, and those of the board's lines are among them.
-    private static let routeLimit = 4096 - GSIRoute.standard.count
+    static let routeLimit = 4096 - GSIRoute.standard.count
+    private let routeLimit: Int
 
     /// `usesEvents` nil: as the engine likes it.
-    init(_ machine: any VirtualMachine, usesEvents: Bool? = nil) {
+    init(_ machine: any VirtualMachine, usesEvents: Bool? = nil, routeLimit: Int = MessageRouter.routeLimit) {
         self.machine = machine
+        self.routeLimit = routeLimit
         self.usesEvents = usesEvents ?? machine.takesIRQEventsDirectly
     }
 
@@ -79,7 +81,7 @@ final class MessageRouter: Sendable {
     }
 
     private func newRoute(in routes: [Source: Route]) -> Route? {
-        guard routes.count < Self.routeLimit, let notifier = try? EventNotifier() else { return nil }
+        guard routes.count < routeLimit, let notifier = try? EventNotifier() else { return nil }
         return Route(gsi: Self.firstGSI + UInt32(routes.count), notifier: notifier)
     }
 

@@ -49,6 +49,8 @@ final class ConsoleSocket: Sendable {
     func wake() { bell.signal() }
 
     func plug(into console: VirtioConsole, port: Int) {
+        // Before the thread knows the console: it tells what is so.
+        console.setConnected(false, port: port)
         state.withLock { state in
             state.console = console
             state.port = port
@@ -57,6 +59,7 @@ final class ConsoleSocket: Sendable {
         bell.signal()
     }
 
+    /// From now on what the client sends waits for the next console.
     func unplug() { state.withLock { $0.console = nil } }
 
     // MARK: From the guest
@@ -91,7 +94,7 @@ final class ConsoleSocket: Sendable {
             if now.isOver { return }
             // Always by this thread: in the order in which it happens.
             if now.isUntold { now.console?.setConnected(now.client != nil, port: now.port) }
-            give(&input, now)
+            give(&input)
             var poll = DescriptorPoll()
             poll.set(bell.descriptor, .readable)
             watch(now, input, &poll)
@@ -111,9 +114,12 @@ final class ConsoleSocket: Sendable {
     }
 
     /// To the guest, as much as it takes.
-    private func give(_ input: inout Input, _ now: State) {
-        guard let console = now.console, !input.pending.isEmpty else { return }
-        input.pending.removeFirst(console.receive(input.pending, port: now.port))
+    private func give(_ input: inout Input) {
+        guard !input.pending.isEmpty else { return }
+        // Locked, so that nothing goes to a console that is unplugged.
+        let pending = input.pending
+        let count = state.withLock { $0.console?.receive(pending, port: $0.port) ?? 0 }
+        input.pending.removeFirst(count)
     }
 
     private func handle(_ event: DescriptorPoll.Ready, _ input: inout Input, _ now: State) {
@@ -136,7 +142,7 @@ final class ConsoleSocket: Sendable {
             }
             input.pending = bytes
             input.hasEnded = bytes.isEmpty
-            give(&input, now)
+            give(&input)
         }
         if event.isHungUp, input.hasEnded, input.pending.isEmpty { disconnect(&input, now) }
     }

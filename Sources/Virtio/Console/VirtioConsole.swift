@@ -139,9 +139,10 @@ public final class VirtioConsole: VirtioDevice {
 
     // MARK: For the host's side
 
-    /// Bytes for the guest; how many there was room for.
+    /// Bytes for the guest; how many there was room for. None for a port that the guest has not opened: its driver throws
+    /// them away, and a reset would lose them.
     public func receive(_ bytes: some Collection<UInt8>, port: Int) -> Int {
-        guard ports.indices.contains(port) else { return 0 }
+        guard ports.indices.contains(port), ports[port].isConsole || isOpen(port: port) else { return 0 }
         let count = state.withLock { state in
             let accepted = bytes.prefix(Self.inputLimit - state.ports[port].input.count)
             state.ports[port].input += accepted
@@ -202,7 +203,7 @@ public final class VirtioConsole: VirtioDevice {
 
     /// As much of the host's bytes as the guest has buffers for.
     private func sendInput(_ port: Int, _ context: VirtioContext) -> Bool {
-        // A driver throws away what comes for a port that nobody has opened.
+        // Nothing for a port that was closed meanwhile.
         guard ports[port].isConsole || isOpen(port: port) else { return false }
         let before = state.withLock { $0.ports[port].input.count }
         let hasMore = fillBuffers(port, context)
