@@ -61,7 +61,7 @@ struct DebianTests {
 
         try await expectFileSystem("mkfs.xfs -q -f", check: "xfs_repair -n", console)
         try await expectFileSystem("mkfs.btrfs -q -f", check: "btrfs check", console)
-        let made = try await console.run("sudo mkfs.ext4 -q /dev/vdb && sudo mount /dev/vdb /mnt")
+        let made = try await console.run("sudo mkfs.ext4 -q -F /dev/vdb && sudo mount /dev/vdb /mnt")
         #expect(made.status == 0, "\(made.text)")
         let fio = try await console.run(
             "sudo fio --name=v --directory=/mnt --size=24M --rw=randwrite --bsrange=512-64k --ioengine=psync "
