@@ -30,7 +30,14 @@ struct DebianTests {
         let raw = scratch.path("check.raw")
         let converted = try RealGuest.run("qemu-img", "convert", "-O", "raw", image, raw)
         try #require(converted.status == 0, "\(converted.text)")
-        let target = offset == 0 ? raw : "\(raw)?offset=\(offset)"
+        var target = raw
+        // A file of its own: e2fsck takes an offset, and forgets it when it opens the file again behind the journal.
+        if offset > 0 {
+            target = scratch.path("partition.raw")
+            let copied = try RealGuest.run(
+                "dd", "if=\(raw)", "of=\(target)", "bs=1M", "skip=\(offset >> 20)", "conv=sparse", "status=none")
+            try #require(copied.status == 0, "\(copied.text)")
+        }
         // The journal first, as a start would do; then nothing may be left to say.
         if mayReplay {
             let replayed = try RealGuest.run("e2fsck", "-p", target)
@@ -38,7 +45,7 @@ struct DebianTests {
         }
         let checked = try RealGuest.run("e2fsck", "-f", "-n", target)
         #expect(checked.status == 0, "\(checked.text)")
-        try FileManager.default.removeItem(atPath: raw)
+        for path in Set([raw, target]) { try FileManager.default.removeItem(atPath: path) }
     }
 
     private static let rootOffset = 128 << 20
