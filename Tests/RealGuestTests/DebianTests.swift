@@ -30,7 +30,14 @@ struct DebianTests {
         let raw = scratch.path("check.raw")
         let converted = try RealGuest.run("qemu-img", "convert", "-O", "raw", image, raw)
         try #require(converted.status == 0, "\(converted.text)")
-        let target = offset == 0 ? raw : "\(raw)?offset=\(offset)"
+        var target = raw
+        // A file of its own: e2fsck takes an offset, and forgets it when it opens the file again behind the journal.
+        if offset > 0 {
+            target = scratch.path("partition.raw")
+            let copied = try RealGuest.run(
+                "dd", "if=\(raw)", "of=\(target)", "bs=1M", "skip=\(offset >> 20)", "conv=sparse", "status=none")
+            try #require(copied.status == 0, "\(copied.text)")
+        }
         // The journal first, as a start would do; then nothing may be left to say.
         if mayReplay {
             let replayed = try RealGuest.run("e2fsck", "-p", target)
@@ -38,7 +45,7 @@ struct DebianTests {
         }
         let checked = try RealGuest.run("e2fsck", "-f", "-n", target)
         #expect(checked.status == 0, "\(checked.text)")
-        try FileManager.default.removeItem(atPath: raw)
+        for path in Set([raw, target]) { try FileManager.default.removeItem(atPath: path) }
     }
 
     private static let rootOffset = 128 << 20
@@ -61,7 +68,7 @@ struct DebianTests {
 
         try await expectFileSystem("mkfs.xfs -q -f", check: "xfs_repair -n", console)
         try await expectFileSystem("mkfs.btrfs -q -f", check: "btrfs check", console)
-        let made = try await console.run("sudo mkfs.ext4 -q /dev/vdb && sudo mount /dev/vdb /mnt")
+        let made = try await console.run("sudo mkfs.ext4 -q -F /dev/vdb && sudo mount /dev/vdb /mnt")
         #expect(made.status == 0, "\(made.text)")
         let fio = try await console.run(
             "sudo fio --name=v --directory=/mnt --size=24M --rw=randwrite --bsrange=512-64k --ioengine=psync "
