@@ -125,7 +125,8 @@ struct OptionValuesTests {
         arguments: [
             "", ",readonly", "a,", "a,readonly=1", "a,format=vmdk", "a,format", "a,serial=", "a,serial=a b",
             "a,serial=123456789012345678901", "a,queues=0", "a,queues=17", "a,queues=x", "a,cache=fast", "a,iops=0",
-            "a,aio=native", "a,aio", "a,on-error", "a,on-error=ignore", "a,bps=x", "a,bps=0", "a,bps=99999999999999999999", "a,x=1",
+            "a,aio=native", "a,aio", "a,on-error", "a,on-error=ignore", "a,bps=x", "a,bps=0",
+            "a,bps=99999999999999999999", "a,x=1",
         ])
     func badDisk(text: String) {
         #expect(throws: (any Error).self) { try DiskOption.parse(text) }
