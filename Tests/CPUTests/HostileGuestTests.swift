@@ -34,8 +34,8 @@ private enum HostileGuest {
         .lockstep(threshold: 1, exactFlags: true),
     ]
 
-    /// 64 MiB: code cache and tables of two processors.
-    private static let growthLimit = 64 << 8
+    /// 128 MiB: code cache and tables of two processors.
+    private static let growthLimit = 128 << 8
 
     /// Runs from `start` to HLT on each way of executing and gives RAX to `look`.
     private static func check(

@@ -267,7 +267,7 @@ import Testing
     @Test func roomForCodeUsedUp() throws {
         let machine = TestMachine()
         machine.enterPagedLong()
-        let rounds: UInt64 = 30_000
+        let rounds: UInt64 = 75_000
         // again: ADD dword [rip + 1], 1 (the immediate behind it); MOV EAX, imm32; PADDD XMM0, XMM1; JMP +1; INT3;
         // a row of NOPs; DEC ECX; JNZ again.
         var code: [UInt8] = [0x83, 0x05, 1, 0, 0, 0, 1, 0xB8, 0, 0, 0, 0, 0x66, 0x0F, 0xFE, 0xC1, 0xEB, 1, 0xCC]
