@@ -138,7 +138,7 @@ struct AccessPlan {
     private static func writes(_ i: Insn, _ mnemonic: Mnemonic) -> Bool {
         switch mnemonic {
         case .cmp, .test, .movzxByte, .movzxWord, .movsxByte, .movsxWord, .movsxd, .imul2, .imul3, .mul, .imul1, .cmov,
-            .popcnt, .bsf, .bsr, .tzcnt, .lzcnt, .bt, .div, .idiv, .jmpIndirect, .callIndirect, .push:
+            .popcnt, .adcx, .adox, .bsf, .bsr, .tzcnt, .lzcnt, .bt, .div, .idiv, .jmpIndirect, .callIndirect, .push:
             false
         case .mov, .add, .or, .adc, .sbb, .and, .sub, .xor: i.pointee.operation != Form.ge.rawValue
         default: true
@@ -214,6 +214,11 @@ struct AccessPlan {
             guard let encoding = BlockTranslator.nativeVector(i) else { return closeAll() }
             if encoding.reg == .general, encoding.writesReg { close(Int(encoding.regNumber)) }
             if encoding.rm == .general, encoding.writesRM { close(Int(encoding.rmNumber)) }
+            if encoding.v == .general, encoding.writesV {
+                close(Int(encoding.vNumber))
+                // The other destination (MULX).
+                if encoding.reg == .general { close(Int(encoding.regNumber)) }
+            }
             if encoding.usesImplicitGeneral { close(1) }
         case .add where Self.takesConstant(i): move(rm, by: Int(truncatingIfNeeded: i.pointee.immediate))
         case .sub where Self.takesConstant(i): move(rm, by: -Int(truncatingIfNeeded: i.pointee.immediate))
@@ -226,7 +231,7 @@ struct AccessPlan {
             // With a register rm it is the destination; with a memory rm the register is, in one of the forms.
             if !BlockTranslator.isMemory(i) { close(rm) } else if !Self.writes(i, mnemonic) { close(reg) }
         case .lea, .movzxByte, .movzxWord, .movsxByte, .movsxWord, .movsxd, .cmov, .imul2, .imul3, .bsf, .bsr, .popcnt,
-            .tzcnt, .lzcnt:
+            .tzcnt, .lzcnt, .adcx, .adox:
             close(reg)
         default:
             close(reg)

@@ -26,6 +26,8 @@ extension BlockTranslator {
         case .tzcnt: intoRegister(i, index, opcode: 0xBC, map: 1, prefix: 0xF3)
         case .lzcnt: intoRegister(i, index, opcode: 0xBD, map: 1, prefix: 0xF3)
         case .popcnt: intoRegister(i, index, opcode: 0xB8, map: 1, prefix: 0xF3)
+        case .adcx: intoRegister(i, index, opcode: 0xF6, map: 2, prefix: 0x66)
+        case .adox: intoRegister(i, index, opcode: 0xF6, map: 2, prefix: 0xF3)
         case .cmov: intoRegister(i, index, opcode: Int(i.pointee.opcode), map: 1)
         case .imul3: multiplyImmediate(i, index)
         case .mul, .imul1: multiply(i, mnemonic, index)

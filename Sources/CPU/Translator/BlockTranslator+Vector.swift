@@ -9,6 +9,28 @@ extension BlockTranslator {
         return level(encoding.unit) == nil ? nil : encoding
     }
 
+    /// The VEX instructions on general registers (BMI1 and BMI2): two destinations at most, and of three operands one
+    /// that only is written, so that two scratch registers do. They need nothing but protected mode.
+    private mutating func generalVector(_ i: Insn, _ index: Int, _ encoding: VectorEncoding) {
+        let rm =
+            encoding.access != .none
+            ? vectorOperand(i, index, encoding)
+            : .register(UInt8(fetch(encoding.rmNumber * 8, into: HostRegister.scratch)))
+        let (regOffset, vOffset) = (encoding.regNumber * 8, encoding.vNumber * 8)
+        let hasReg = encoding.reg == .general
+        var v = UInt8(0)
+        if encoding.v == .general {
+            // A destination takes the other one's scratch register only if it is the same.
+            let isSecond = encoding.writesV && hasReg && regOffset != vOffset
+            let scratch = isSecond ? HostRegister.scratch : HostRegister.scratch2
+            v = UInt8(encoding.writesV ? home(vOffset) ?? scratch : fetch(vOffset, into: scratch))
+        }
+        let reg = UInt8(hasReg ? home(regOffset) ?? HostRegister.scratch2 : 0)
+        encoding.emit(to: &host, reg: reg, rm: rm, v: v)
+        if encoding.v == .general, encoding.writesV { keep(Int(v), vOffset) }
+        if hasReg, encoding.writesReg || encoding.writesV { keep(Int(reg), regOffset) }
+    }
+
     /// The vector registers that must be the guest's. Nil: not native.
     private static func level(_ unit: VectorEncoding.Unit) -> Int? {
         switch unit {
@@ -17,12 +39,16 @@ extension BlockTranslator {
         case .avx512: 7
         case .x87, .mmx: hostHasXSAVE ? 8 : nil
         case .mixed: hostHasXSAVE ? 9 : nil
-        case .general: nil
+        case .general: 0
         }
     }
 
     mutating func vector(_ i: Insn, _ index: Int) -> Bool {
         guard let encoding = Self.nativeVector(i), let level = Self.level(encoding.unit) else { return false }
+        if encoding.unit == .general {
+            generalVector(i, index, encoding)
+            return true
+        }
         if level & 8 != 0 { requireVectors(i, index, 8) }
         if level & 7 != 0 { requireVectors(i, index, level & 7) }
         let hasData = encoding.unit == .x87 && encoding.access != .none

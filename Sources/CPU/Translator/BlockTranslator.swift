@@ -164,11 +164,11 @@ struct BlockTranslator {
         switch mnemonic {
         case .mov, .movImmediate, .add, .or, .adc, .sbb, .and, .sub, .xor, .cmp, .test, .inc, .dec, .neg, .not,
             .movzxByte, .movzxWord, .movsxByte, .movsxWord, .movsxd, .shl, .sal, .shr, .sar, .imul2, .imul3, .cmov,
-            .pushImmediate, .pop, .nop:
+            .adcx, .adox, .pushImmediate, .pop, .nop:
             return true
         case .push: return !Self.isMemory(i)
         case .lea: return i.pointee.size == 8 && hasOnlyHomes(i)
-        case .vector: return Self.nativeVector(i).map { $0.unit != .x87 } ?? false
+        case .vector: return Self.nativeVector(i).map { $0.unit != .x87 && $0.unit != .general } ?? false
         default: return false
         }
     }
@@ -214,6 +214,7 @@ struct BlockTranslator {
         case .movsxd: return i.pointee.size != 2
         // A count beyond 16 bits is the interpreter's to define.
         case .div, .idiv, .shld, .shrd: return i.pointee.size >= 4
+        case .adcx, .adox: return HostProcessor.hasADX
         case .bt, .bts, .btr, .btc: return !memory || i.pointee.operation != Form.eg.rawValue
         case .cmpxchg8b: return true
         case .push: return Int(i.pointee.size) == slotSize(i)
