@@ -1,12 +1,16 @@
 internal import CHost
 
 /// Decoded instructions: blocks of straight-line code, found by guest-physical address and code size, listed by page so
-/// that a store can drop them. Bounded: when the arena is full everything is dropped.
+/// that a store can drop them. Bounded by a share of the guest's memory: when that is used up everything is dropped.
 final class CodeCache {
-    /// 80 bytes each: 31 MiB.
-    static let instructionCapacity = 400_000
-    static let blockCapacity = 98_304
-    private static let hashSize = 131_072
+    /// 80 bytes each: 122 MiB of addresses, of which a guest gets what `setLimit` says.
+    private static let instructionCapacity = 1_600_000
+    /// 31 MiB, enough for the start of a small guest; a whole distribution's start runs through millions.
+    private static let smallestLimit = 400_000
+    /// Of the guest's memory, in its sixteenths.
+    private static let shareOfMemory: UInt64 = 32
+    private static let blockCapacity = instructionCapacity / 4
+    private static let hashSize = 524_288
 
     struct Block {
         /// Guest-physical address of the first instruction << 3 | privilege << 2 | code size (`CodeMode`); all ones when dropped.
@@ -22,6 +26,8 @@ final class CodeCache {
     private let blocks: UnsafeMutablePointer<Block>
     private let hash: UnsafeMutablePointer<UInt32>
     private(set) var instructionCount = 0
+    private(set) var instructionLimit = CodeCache.smallestLimit
+    var blockLimit: Int { instructionLimit / 4 }
     /// The end of the last `reserve`.
     private var reservedCount = 0
     /// Block 0 means none.
@@ -38,6 +44,12 @@ final class CodeCache {
         EngineMemory.unmap(instructions, Self.instructionCapacity)
         EngineMemory.unmap(blocks, Self.blockCapacity)
         EngineMemory.unmap(hash, Self.hashSize)
+    }
+
+    /// For a guest with so many bytes of memory.
+    func setLimit(guestMemory: UInt64) {
+        let share = guestMemory / Self.shareOfMemory / UInt64(MemoryLayout<martlet_insn>.stride)
+        instructionLimit = min(max(Int(clamping: share), Self.smallestLimit), Self.instructionCapacity)
     }
 
     static func key(_ guestPhysical: UInt64, mode: UInt8, isUser: Bool) -> UInt64 {
@@ -69,7 +81,7 @@ final class CodeCache {
 
     /// Room for a block of up to `count` instructions, or nil when the arena is full.
     func reserve(_ count: Int) -> Insn? {
-        guard instructionCount + count <= Self.instructionCapacity, blockCount < Self.blockCapacity else { return nil }
+        guard instructionCount + count <= instructionLimit, blockCount < blockLimit else { return nil }
         host_unpoison(instructions + instructionCount, count * MemoryLayout<martlet_insn>.stride)
         reservedCount = instructionCount + count
         return instructions + instructionCount

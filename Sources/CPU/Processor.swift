@@ -132,6 +132,7 @@ public final class Processor {
             pages += slot.size >> 12
         }
         state.pointee.slot_count = UInt32(slots.count)
+        cache.setLimit(guestMemory: pages << 12)
         pageCodeCount = Int(pages)
         state.pointee.page_code = EngineMemory.map(pageCodeCount, of: martlet_page_code.self)
         dirtyPages =

@@ -23,8 +23,8 @@ extension Processor {
         CodeUsage(
             translatedBytes: arena.used, translatedCapacity: CodeArena.size, records: arena.usedRecords,
             recordCapacity: CodeArena.recordCapacity, decodedInstructions: cache.instructionCount,
-            decodedCapacity: CodeCache.instructionCapacity, decodedBlocks: cache.blockCount - 1,
-            decodedBlockCapacity: CodeCache.blockCapacity - 1, stubBytes: stubs.usedBytes,
+            decodedCapacity: cache.instructionLimit, decodedBlocks: cache.blockCount - 1,
+            decodedBlockCapacity: cache.blockLimit - 1, stubBytes: stubs.usedBytes,
             residentBytes: arena.residentSize + cache.residentSize + stubs.residentSize + residentTables)
     }
 }
