@@ -86,6 +86,12 @@ final class PCIBoard: Sendable {
                     thread = own
                     if let ring = rings[index], let disk = device as? VirtioBlock {
                         try own.listen(to: ring.completions) { disk.reap() }
+                        // The vCPU itself hands lone requests over: what the page cache has is there when it goes on,
+                        // and nobody has to be woken. Where an exit costs a change of worlds, the thread is better.
+                        if !machine.takesIRQEventsDirectly {
+                            try Self.hearInExits(disk, own)
+                            thread = nil
+                        }
                     }
                 }
                 let portKind: PCIExpressPort = place.bus == nil ? .integratedEndpoint : .endpoint
@@ -126,6 +132,16 @@ final class PCIBoard: Sendable {
             }
         }
         hierarchy = PCIHierarchy(functions)
+    }
+
+    private static func hearInExits(_ disk: VirtioBlock, _ thread: DoorbellThread) throws(HostError) {
+        var notifiers: [EventNotifier] = []
+        for queue in disk.queueSizes.indices {
+            let notifier = try EventNotifier()
+            try thread.listen(to: notifier) { disk.takeTurn(queue) }
+            notifiers.append(notifier)
+        }
+        disk.hearInExits(notifiers)
     }
 
     private static func console(

@@ -12,6 +12,7 @@ struct BlockState: Sendable {
         var done: [UsedBuffer] = []
         /// The rate limits hold it up until a timer rings.
         var isDelayed = false
+        var turns = BlockTurns()
 
         /// The next thing for a worker; nil: it is not one any more.
         mutating func nextJob() -> BlockJob? {

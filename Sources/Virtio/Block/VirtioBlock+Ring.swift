@@ -6,22 +6,25 @@ internal import Synchronization
 /// Requests that the host's kernel executes while the device goes on.
 extension VirtioBlock {
     /// Takes what the queue has, at most as much as its ring has room for, and hands all reads and writes of it to the
-    /// kernel at once. True: there may be more.
-    func takeAvailable(_ index: Int, _ ring: SubmissionRing, _ context: VirtioContext) -> Bool {
+    /// kernel at once. How many it took, and whether there may be more.
+    func takeAvailable(
+        _ index: Int, _ ring: SubmissionRing, _ context: VirtioContext
+    ) -> (count: Int, hasMore: Bool) {
         let queue = context.queues[index]
-        var left = max(queue.size, 1)
-        while left > 0 {
+        let limit = Int(max(queue.size, 1))
+        var count = 0
+        while count < limit {
             if isDelayed(index, ring, context) { break }
             guard let chain = queue.next() else {
                 submit(ring, context)
                 if queue.requestNotification() { continue }
-                return false
+                return (count, false)
             }
             begin(chain, index, ring, context)
-            left -= 1
+            count += 1
         }
         submit(ring, context)
-        return left == 0
+        return (count, count == limit)
     }
 
     private func submit(_ ring: SubmissionRing, _ context: VirtioContext) {

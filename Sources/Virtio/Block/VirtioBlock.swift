@@ -18,6 +18,8 @@ public final class VirtioBlock: VirtioDevice {
     // Glue
     private let context = Mutex<VirtioContext?>(nil)
     let holdObserver = Mutex<HoldObserver?>(nil)
+    /// For the thread beside the vCPU, where notifications come in exits.
+    let notifiers = Mutex<[EventNotifier]?>(nil)
     // Volatile state
     let state: Mutex<BlockState>
     let limiter: Mutex<BlockRateLimiter>
@@ -139,7 +141,10 @@ public final class VirtioBlock: VirtioDevice {
             return state.retriesHeld
         }
         if isFirst { retryHeldRequests() }
-        if let ring { return takeAvailable(queue, ring, context) }
+        if let ring {
+            if isTurnOfThread(queue) { return false }
+            return takeAvailable(queue, ring, context).hasMore
+        }
         state.withLock { $0.lanes[queue].hasNews = true }
         startWorker(queue, context)
         return false
