@@ -3,11 +3,11 @@ internal import CHost
 /// Decoded instructions: blocks of straight-line code, found by guest-physical address and code size, listed by page so
 /// that a store can drop them. Bounded by a share of the guest's memory: when that is used up everything is dropped.
 final class CodeCache {
-    /// 80 bytes each: 122 MiB of addresses, of which a guest gets what `setLimit` says.
+    /// 80 bytes each: 122 MiB of addresses, of which a guest may use what `setLimit` says.
     private static let instructionCapacity = 1_600_000
     /// 31 MiB, enough for the start of a small guest; a whole distribution's start runs through millions.
     private static let smallestLimit = 400_000
-    /// Of the guest's memory, in its sixteenths.
+    /// A thirty-second of the guest's memory (docs/decisions/0006).
     private static let shareOfMemory: UInt64 = 32
     private static let blockCapacity = instructionCapacity / 4
     private static let hashSize = 524_288
