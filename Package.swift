@@ -143,7 +143,7 @@ let package = Package(
         .testTarget(
             name: "CommandLineToolTests",
             dependencies: [
-                "CommandLineTool", "Disk", "HostNetwork", "Net", "SoftKVM", "VMM", "Virtio",
+                "CommandLineTool", "Disk", "Host", "HostNetwork", "Net", "SoftKVM", "VMM", "Virtio",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),

@@ -31,6 +31,11 @@ struct DiskOption: Equatable {
         }
         var disk = DiskOption(path: path)
         for part in parts.dropFirst() { try disk.set(part) }
+        let limits = disk.options.limits
+        if limits.burst != nil, limits.bandwidth == nil { throw ValidationError("burst= needs bandwidth=.") }
+        if limits.operationsBurst != nil, limits.operations == nil {
+            throw ValidationError("operations-burst= needs operations=.")
+        }
         return disk
     }
 
@@ -66,14 +71,16 @@ struct DiskOption: Equatable {
                 throw ValidationError("aio must be io_uring or threads.")
             }
             options.transfers = transfers
-        case ("iops", let value?):
-            guard let count = UInt64(value), count > 0 else { throw ValidationError("iops must be a number from 1.") }
-            options.limits.operationsPerSecond = count
-        case ("bps", let value?): options.limits.bytesPerSecond = try Self.rate(value)
+        case (let key, let value?) where TrafficLimits.keys.contains(String(key)):
+            do throws(TrafficLimitError) {
+                _ = try options.limits.set(key[...], to: value[...])
+            } catch {
+                throw ValidationError(error.description)
+            }
         default:
             throw ValidationError(
-                "A disk has no '\(part)'; it has readonly, format=, serial=, queues=, cache=, aio=, on-error=, iops="
-                    + " and bps=.")
+                "A disk has no '\(part)'; it has readonly, format=, serial=, queues=, cache=, aio=, on-error=, "
+                    + "bandwidth=, operations=, burst= and operations-burst=.")
         }
     }
 
@@ -84,22 +91,6 @@ struct DiskOption: Equatable {
                 "serial must be 1 to \(BlockConfigurationOptions.serialLimit) printable characters without spaces.")
         }
         return text
-    }
-
-    private static func rate(_ text: String) throws -> UInt64 {
-        let digits = text.prefix { $0.isASCII && $0.isNumber }
-        let shift: UInt64? =
-            switch text.dropFirst(digits.count).uppercased() {
-            case "": 0
-            case "K": 10
-            case "M": 20
-            case "G": 30
-            default: nil
-            }
-        guard let shift, let number = UInt64(digits), number > 0, number <= 1 << 30 else {
-            throw ValidationError("bps must be written as 500K, 50M or 1G.")
-        }
-        return number << shift
     }
 
     /// Opens the image, which stays open and locked for all restarts of the machine.

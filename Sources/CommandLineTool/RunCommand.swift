@@ -61,8 +61,8 @@ struct RunCommand: ParsableCommand {
                             the default), stop (the machine stands still until the trouble is mended and it is told to
                             go on, and the request is tried again), or enospc (stop where the host's disk is full)
               aio=          who waits for the host's disk: io_uring (the default where the host allows it), or threads
-              iops=N        at most so many requests a second
-              bps=SIZE      at most so many bytes a second, such as 50M
+              bandwidth=, operations=   at most so many bytes and requests a second; burst=, operations-burst=
+                            what may come at once after a pause
 
             NETWORKS
               --net user[,egress=POLICY][,ipv6=on][,KEY=VALUE…]   no root, nothing to set up on the host

@@ -1,4 +1,5 @@
 internal import Disk
+internal import Host
 internal import Net
 internal import Testing
 internal import VMM
@@ -109,7 +110,8 @@ struct OptionValuesTests {
     func disk() throws {
         #expect(try DiskOption.parse("a.raw") == DiskOption(path: "a.raw"))
         let full = try DiskOption.parse(
-            "/x/a,,b.raw,readonly,format=raw,serial=S1,queues=4,cache=unsafe,aio=threads,iops=100,bps=2M")
+            "/x/a,,b.raw,readonly,format=raw,serial=S1,queues=4,cache=unsafe,aio=threads,operations=100,bandwidth=2M,burst=4M"
+        )
         #expect(full.path == "/x/a,b.raw" && full.isReadOnly && full.format == .raw)
         #expect(try DiskOption.parse("a,format=qcow2").format == .qcow2)
         #expect(full.options.serial == "S1" && full.options.queueCount == 4 && full.options.cache == .unsafe)
@@ -117,16 +119,17 @@ struct OptionValuesTests {
         #expect(try DiskOption.parse("a,aio=io_uring").options.transfers == .ioUring)
         #expect(try DiskOption.parse("a,on-error=stop").options.onError == .stop)
         #expect(try DiskOption.parse("a,on-error=enospc").options.onError == .stopWhenFull)
-        #expect(full.options.limits == .init(bytesPerSecond: 2 << 20, operationsPerSecond: 100))
+        #expect(full.options.limits == .init(bandwidth: 2 << 20, operations: 100, burst: 4 << 20))
     }
 
     @Test(
         "Disks that are none",
         arguments: [
             "", ",readonly", "a,", "a,readonly=1", "a,format=vmdk", "a,format", "a,serial=", "a,serial=a b",
-            "a,serial=123456789012345678901", "a,queues=0", "a,queues=17", "a,queues=x", "a,cache=fast", "a,iops=0",
-            "a,aio=native", "a,aio", "a,on-error", "a,on-error=ignore", "a,bps=x", "a,bps=0",
-            "a,bps=99999999999999999999", "a,x=1",
+            "a,serial=123456789012345678901", "a,queues=0", "a,queues=17", "a,queues=x", "a,cache=fast",
+            "a,operations=0",
+            "a,aio=native", "a,aio", "a,on-error", "a,on-error=ignore", "a,bandwidth=x", "a,bandwidth=0", "a,burst=1M",
+            "a,bandwidth=99999999999999999999", "a,x=1",
         ])
     func badDisk(text: String) {
         #expect(throws: (any Error).self) { try DiskOption.parse(text) }

@@ -140,7 +140,7 @@ struct BlockRingTests {
 
     @Test("Rate limits: requests wait in their queue, and none is lost")
     func rateLimits() throws {
-        let options = BlockConfigurationOptions(limits: BlockRateLimits(operationsPerSecond: 100))
+        let options = BlockConfigurationOptions(limits: TrafficLimits(operations: 100))
         let (driver, _) = try start(try MemoryDisk(size: 64 << 10), options: options)
         let start = HostClock.monotonicNanoseconds
         for sector in 0..<UInt64(40) {

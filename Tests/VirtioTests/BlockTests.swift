@@ -221,16 +221,4 @@ struct BlockTests {
         #expect(read?.bytes == Self.sectors([49, 50, 51, 52, 53]))
         driver.transport.shutDown()
     }
-
-    @Test("Rate limits space requests")
-    func rateLimits() {
-        var limiter = BlockRateLimiter(BlockRateLimits(bytesPerSecond: 1000, operationsPerSecond: 10))
-        #expect(limiter.delay(bytes: 100, now: 0) == 0)
-        #expect(limiter.delay(bytes: 100, now: 0) == 0)
-        #expect(limiter.delay(bytes: 100, now: 0) == 100_000_000)
-        #expect(limiter.delay(bytes: 0, now: 0) == 200_000_000)
-        #expect(limiter.delay(bytes: .max, now: 10_000_000_000) == 0)
-        #expect(limiter.delay(bytes: 0, now: 10_000_000_000) == 900_000_000)
-        #expect(limiter.delay(bytes: 0, now: 60_000_000_000) == 0)
-    }
 }

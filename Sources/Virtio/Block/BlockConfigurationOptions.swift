@@ -1,3 +1,5 @@
+public import Host
+
 /// How a disk is presented and kept.
 public struct BlockConfigurationOptions: Equatable, Sendable {
     /// When a completed write is on the medium.
@@ -34,7 +36,7 @@ public struct BlockConfigurationOptions: Equatable, Sendable {
     public var serial: String
     public var queueCount: Int
     public var cache: Cache
-    public var limits: BlockRateLimits
+    public var limits: TrafficLimits
     public var onError: ErrorAction
     /// nil: io_uring where the host allows it.
     public var transfers: Transfers?
@@ -45,7 +47,7 @@ public struct BlockConfigurationOptions: Equatable, Sendable {
 
     public init(
         serial: String = "", queueCount: Int = 1, cache: Cache = .writeback,
-        limits: BlockRateLimits = BlockRateLimits(), onError: ErrorAction = .report, transfers: Transfers? = nil,
+        limits: TrafficLimits = TrafficLimits(), onError: ErrorAction = .report, transfers: Transfers? = nil,
         physicalBlockExponent: UInt8 = 3
     ) {
         precondition((1...16).contains(queueCount) && physicalBlockExponent < 8)

@@ -182,9 +182,18 @@ extension VirtioBlock {
     /// Waits as long as the rate limits say. Beside a ring they were looked at before the request was taken.
     private func wait(bytes: Int) {
         guard ring == nil, isLimited else { return }
-        let delay = limiter.withLock { $0.delay(bytes: bytes, now: HostClock.monotonicNanoseconds) }
-        if delay > 0 { HostClock.sleep(nanoseconds: delay) }
+        let start = HostClock.monotonicNanoseconds
+        var now = start
+        while now &- start < Self.longestDelay {
+            let delay = limiter.withLock { $0.take(bytes: bytes, nowNanoseconds: now) }
+            if delay == 0 { return }
+            HostClock.sleep(nanoseconds: min(delay, Self.longestDelay))
+            now = HostClock.monotonicNanoseconds
+        }
     }
 
-    var isLimited: Bool { options.limits != BlockRateLimits() }
+    /// Nanoseconds. No request waits longer for the limits, so that a reset does not either.
+    static let longestDelay: UInt64 = 1_000_000_000
+
+    var isLimited: Bool { !options.limits.isUnlimited }
 }

@@ -153,13 +153,14 @@ extension VirtioBlock {
 
     private func count(bytes: Int) {
         guard isLimited else { return }
-        _ = limiter.withLock { $0.delay(bytes: bytes, now: HostClock.monotonicNanoseconds) }
+        _ = limiter.withLock { $0.take(bytes: bytes, nowNanoseconds: HostClock.monotonicNanoseconds) }
     }
 
     /// Whether the limits want the queue to wait: then its requests stay in it until a timer rings.
     private func isDelayed(_ index: Int, _ ring: SubmissionRing, _ context: VirtioContext) -> Bool {
         guard isLimited else { return false }
-        let delay = limiter.withLock { $0.delay(now: HostClock.monotonicNanoseconds) }
+        let wait = limiter.withLock { $0.waitNanoseconds(nowNanoseconds: HostClock.monotonicNanoseconds) }
+        let delay = min(wait, Self.longestDelay)
         guard delay > 0 else { return false }
         let isNew = state.withLock { state in
             defer { state.lanes[index].isDelayed = true }

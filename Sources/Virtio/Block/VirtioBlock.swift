@@ -22,7 +22,7 @@ public final class VirtioBlock: VirtioDevice {
     let notifiers = Mutex<[EventNotifier]?>(nil)
     // Volatile state
     let state: Mutex<BlockState>
-    let limiter: Mutex<BlockRateLimiter>
+    let limiter: Mutex<TrafficLimiter>
     /// Until then, in monotonic nanoseconds, writes into the page cache are expected to take long.
     let slowWritesUntil = Atomic<UInt64>(0)
 
@@ -46,7 +46,7 @@ public final class VirtioBlock: VirtioDevice {
         self.runner = runner
         self.parallelism = max(1, parallelism)
         state = Mutex(BlockState(queueCount: options.queueCount))
-        limiter = Mutex(BlockRateLimiter(options.limits))
+        limiter = Mutex(options.limits.makeLimiter())
     }
 
     /// With the same disk as the one that was saved.
