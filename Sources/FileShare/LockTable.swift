@@ -55,6 +55,17 @@ final class LockTable: Sendable {
         /// What is locked, not overlapping.
         var ranges: [host_share_lock] = []
 
+        /// All locks go now. Closing the file would do, but not before a process that is just being started (it has the
+        /// file until its exec) has closed it too.
+        func release() {
+            for range in ranges {
+                var free = range
+                free.type = UInt32(F_UNLCK)
+                // Cannot fail: what is unlocked is locked.
+                try? file.setLock(free)
+            }
+        }
+
         /// As the kernel does it: the last lock of a range counts.
         mutating func apply(_ lock: host_share_lock) {
             ranges = ranges.flatMap { range -> [host_share_lock] in
@@ -99,7 +110,7 @@ final class LockTable: Sendable {
             defer { state.holdings = [:] }
             return state.holdings
         }
-        _ = old
+        for holding in old.values { holding.release() }
     }
 
     /// Sets or removes a lock at once; EAGAIN where somebody else has one there.
@@ -163,7 +174,10 @@ final class LockTable: Sendable {
 
     /// All locks of an owner on a file go (a descriptor of it was closed).
     func drop(node: UInt64, owner: UInt64, nodes: NodeTable) {
-        guard state.withLock({ $0.holdings.removeValue(forKey: Key(node: node, owner: owner)) }) != nil else { return }
+        guard let holding = state.withLock({ $0.holdings.removeValue(forKey: Key(node: node, owner: owner)) }) else {
+            return
+        }
+        holding.release()
         retry(nodes)
     }
 

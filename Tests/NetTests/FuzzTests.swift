@@ -188,8 +188,11 @@ private func openDescriptors() -> Int {
         _ = try inNewNetwork {
             try forSeeds { seed in
                 var fuzzer = FrameFuzzer(seed: seed)
+                // Each has a port of its own: a process that another test starts meanwhile holds this one's listener
+                // from its fork to its exec, though it is closed here.
+                let port = UInt16(1000 + seed % 30_000)
                 let user = UserConfiguration(
-                    egress: .all, publishedPorts: [PublishedPort(hostPort: 1000, guestPort: 80)], hasIPv6: true)
+                    egress: .all, publishedPorts: [PublishedPort(hostPort: port, guestPort: 80)], hasIPv6: true)
                 var output = 0
                 let stack = try SlirpStack(user, mtu: 1500) { output += $0.count }
                 var filter = EgressFilter(.all, hasIPv6: true, publishedUDPPorts: [], log: { _, _ in })
