@@ -57,7 +57,7 @@ struct PowerCutTests {
     }
 
     private func expectRecords(_ count: Int, round: Int, _ disk: String, _ scratch: Scratch) throws {
-        try RealGuest.expectSoundImage(disk, mayLeak: true, "round \(round)")
+        try RealGuest.expectSoundImage(disk, "round \(round)")
         let raw = scratch.path("check.raw")
         let log = scratch.path("log")
         #expect(try RealGuest.run("qemu-img", "convert", "-O", "raw", disk, raw).status == 0)

@@ -55,6 +55,20 @@ struct BlockTests {
         try driver.request(parts + [.writable(1)])?.bytes.last
     }
 
+    @Test("Rate limits space the requests that threads execute")
+    func rateLimits() throws {
+        let options = BlockConfigurationOptions(limits: TrafficLimits(operations: 100, operationsBurst: 5))
+        let driver = try makeDriver(.threads, try MemoryDisk(size: Self.size), options: options)
+        let start = HostClock.monotonicNanoseconds
+        for sector in 0..<UInt64(25) {
+            let answer = try status(driver, [header(0, sector), .writable(512)])
+            #expect(answer == 0)
+        }
+        // 25 take 250 ms; six may come at once, as the one that overdraws the burst passes too.
+        #expect(HostClock.monotonicNanoseconds - start >= 180_000_000)
+        driver.transport.shutDown()
+    }
+
     @Test("Reads and writes", arguments: BlockPath.available, DriverStyle.all)
     func transfers(path: BlockPath, style: DriverStyle) throws {
         let disk = try MemoryDisk(size: Self.size)

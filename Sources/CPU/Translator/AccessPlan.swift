@@ -214,11 +214,7 @@ struct AccessPlan {
             guard let encoding = BlockTranslator.nativeVector(i) else { return closeAll() }
             if encoding.reg == .general, encoding.writesReg { close(Int(encoding.regNumber)) }
             if encoding.rm == .general, encoding.writesRM { close(Int(encoding.rmNumber)) }
-            if encoding.v == .general, encoding.writesV {
-                close(Int(encoding.vNumber))
-                // The other destination (MULX).
-                if encoding.reg == .general { close(Int(encoding.regNumber)) }
-            }
+            if encoding.v == .general, encoding.writesV { close(Int(encoding.vNumber)) }
             if encoding.usesImplicitGeneral { close(1) }
         case .add where Self.takesConstant(i): move(rm, by: Int(truncatingIfNeeded: i.pointee.immediate))
         case .sub where Self.takesConstant(i): move(rm, by: -Int(truncatingIfNeeded: i.pointee.immediate))

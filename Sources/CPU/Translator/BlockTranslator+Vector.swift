@@ -9,8 +9,8 @@ extension BlockTranslator {
         return level(encoding.unit) == nil ? nil : encoding
     }
 
-    /// The VEX instructions on general registers (BMI1 and BMI2): two destinations at most, and of three operands one
-    /// that only is written, so that two scratch registers do. They need nothing but protected mode.
+    /// The VEX instructions on general registers (BMI1 and BMI2): two destinations at most (MULX), and reg is one that only
+    /// is written, so that two scratch registers do. They need nothing but protected mode.
     private mutating func generalVector(_ i: Insn, _ index: Int, _ encoding: VectorEncoding) {
         let rm =
             encoding.access != .none
@@ -28,7 +28,7 @@ extension BlockTranslator {
         let reg = UInt8(hasReg ? home(regOffset) ?? HostRegister.scratch2 : 0)
         encoding.emit(to: &host, reg: reg, rm: rm, v: v)
         if encoding.v == .general, encoding.writesV { keep(Int(v), vOffset) }
-        if hasReg, encoding.writesReg || encoding.writesV { keep(Int(reg), regOffset) }
+        if hasReg { keep(Int(reg), regOffset) }
     }
 
     /// The vector registers that must be the guest's. Nil: not native.

@@ -74,11 +74,9 @@ final class PCIBoard: Sendable {
             for (index, (configuration, place)) in zip(configurations, layout.places).enumerated() {
                 let state = try saved.map { try VirtioPCISavedState(encoded: $0.devices[index]) }
                 let device = try workshop.device(configuration, ring: rings[index], saved: state?.device)
-                let log = DeviceLog(name: "\(device.kind.name) \(place.deviceAddress)", sink: onTrouble)
-                if let disk = device as? VirtioBlock {
-                    let name = "\(device.kind.name) \(place.deviceAddress)"
-                    disk.onHold { onHold("\(name): \($0)") }
-                }
+                let name = "\(device.kind.name) \(place.deviceAddress)"
+                let log = DeviceLog(name: name, sink: onTrouble)
+                (device as? VirtioBlock)?.onHold { onHold("\(name): \($0)") }
                 var thread = doorbells
                 if configuration.worksWhereNotified(ring: rings[index]), !isImmediate {
                     let own = try DoorbellThread()
@@ -124,12 +122,8 @@ final class PCIBoard: Sendable {
         slots = layout.slots
         var functions: [PCIAddress: any PCIConfigurable] = [:]
         for entry in entries {
-            let function = entry.device.function
-            if let port = entry.port {
-                functions[entry.place.address] = port
-            } else {
-                functions[entry.place.address] = function
-            }
+            let port: (any PCIConfigurable)? = entry.port
+            functions[entry.place.address] = port ?? entry.device.function
         }
         hierarchy = PCIHierarchy(functions)
     }

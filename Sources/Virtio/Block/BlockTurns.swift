@@ -1,4 +1,3 @@
-internal import DeviceModel
 public import Host
 internal import Synchronization
 
