@@ -90,6 +90,17 @@ martlet_enter_translated:
     jmp *%r14
     .size martlet_enter_translated, . - martlet_enter_translated
 
+// The line of the TLB for the address in a register, in place of it. Its read tag is there, the other fields are in planes
+// behind.
+    .set WRITE_TAG, MARTLET_TLB_PLANE_SIZE
+    .set ADDEND, 2 * MARTLET_TLB_PLANE_SIZE
+    .set LINE_FLAGS, 3 * MARTLET_TLB_PLANE_SIZE
+.macro TLB_LINE register, low
+    shrq $9, \register
+    andl $((4096 - 1) << 3), \low
+    addq MARTLET_TLB(%r15), \register
+.endm
+
 // A data access whose page is not the one that its site used last: guest address in r13, site in r14. Fills the site
 // from the TLB and tries again, or has the helper resolve this one access. The flags are lost (where they matter they
 // are in the state already).
@@ -114,19 +125,18 @@ martlet_site_missed:
     shrq $32, %rax
     jnz 3f
 18: movq %r13, %rax
-    shrq $7, %rax
-    andl $((4096 - 1) << 5), %eax
-    addq MARTLET_TLB(%r15), %rax
-    movzbl SITE_KIND(%r14), %edx
-    andl $2, %edx                       // a write needs the write tag, 8 bytes behind the read tag
-    movq (%rax, %rdx, 4), %rcx
+    TLB_LINE %rax, %eax
+    leaq WRITE_TAG(%rax), %rdx
+    testb $2, SITE_KIND(%r14)
+    cmovzq %rax, %rdx
+    movq (%rdx), %rcx
     movq %r13, %rdx
     subq %rcx, %rdx
     movzwl SITE_LIMIT(%r14), %ecx
     cmpq %rcx, %rdx
     ja 3f
-    movq 16(%rax), %rcx
-    movq 24(%rax), %rax
+    movq ADDEND(%rax), %rcx
+    movq LINE_FLAGS(%rax), %rax
     testb $2, %al
     jnz 5f
     movq %rcx, SITE_ADDEND(%r14)
@@ -349,11 +359,9 @@ martlet_call_interpreter:
     negl %edx
     addl $4096, %edx                    // the last offset in a page where it all fits
     movq %rdi, %r13
-    shrq $7, %r13
-    andl $((4096 - 1) << 5), %r13d
-    addq MARTLET_TLB(%r15), %r13
+    TLB_LINE %r13, %r13d
     movq %rdi, %rax
-    subq 8(%r13), %rax                  // write tag
+    subq WRITE_TAG(%r13), %rax
     cmpq %rdx, %rax
     ja 9f
 .endm
@@ -387,7 +395,7 @@ martlet_call_interpreter:
     .balign 16
 \name:
     REP_BEGIN \shift, \flags, \flat32
-    movq 16(%r13), %rax
+    movq ADDEND(%r13), %rax
     addq %rdi, %rax
     movq %rax, MARTLET_ACCESS_ADDRESS(%r15)
     movq %rsi, %rax
@@ -396,14 +404,12 @@ martlet_call_interpreter:
     jnz 9f
     movl %esi, %eax
     .endif
-    shrq $7, %rax
-    andl $((4096 - 1) << 5), %eax
-    addq MARTLET_TLB(%r15), %rax
+    TLB_LINE %rax, %eax
     movq %rsi, %r13
     subq (%rax), %r13                   // read tag
     cmpq %rdx, %r13
     ja 9f
-    movq 16(%rax), %r13
+    movq ADDEND(%rax), %r13
     addq %rsi, %r13
     movq %rsi, 48(%r15)
     movq %rdi, 56(%r15)
@@ -425,7 +431,7 @@ martlet_call_interpreter:
     .balign 16
 \name:
     REP_BEGIN \shift, \flags, \flat32
-    movq 16(%r13), %rax
+    movq ADDEND(%r13), %rax
     addq %rdi, %rax
     movq %rdi, 56(%r15)
     movq %rax, %rdi

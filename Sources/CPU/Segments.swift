@@ -13,8 +13,8 @@ func systemRead(_ s: State, _ address: UInt64, _ size: Int) -> UInt64? {
         }
         // One translation a page: within one, read all at once.
         if index == 0, (linear & pageMask) &+ UInt64(size) <= pageSize {
-            let line = systemTable(s) + Int(truncatingIfNeeded: (linear >> 12) & UInt64(MARTLET_TLB_ENTRIES - 1))
-            if line.pointee.read_tag == linear & ~pageMask {
+            let line = systemLine(s, linear)
+            if line.readTag == linear & ~pageMask {
                 return loadPieces(hostPointer(line, linear), size)
             }
             guard let target = resolveSystem(s, linear, AccessKind.read) else { return nil }
@@ -27,11 +27,10 @@ func systemRead(_ s: State, _ address: UInt64, _ size: Int) -> UInt64? {
     return value
 }
 
-/// The TLB table of the processor's own accesses.
-@inline(__always) private func systemTable(_ s: State) -> UnsafeMutablePointer<martlet_tlb_entry> {
-    martlet_tlb_table(
-        s.pointee.space.unsafelyUnwrapped,
-        UInt32(s.pointee.cr4 & Control.smap != 0 ? TLBTable.supervisor : TLBTable.supervisorWithUser))
+/// The line of an address in the TLB table of the processor's own accesses.
+@inline(__always) private func systemLine(_ s: State, _ address: UInt64) -> TLBLine {
+    let table = s.pointee.cr4 & Control.smap != 0 ? TLBTable.supervisor : TLBTable.supervisorWithUser
+    return TLBLine(martlet_tlb_table(s.pointee.space.unsafelyUnwrapped, UInt32(table)), tlbIndex(address))
 }
 
 private func loadPieces(_ pointer: UnsafeMutableRawPointer, _ size: Int) -> UInt64 {
@@ -42,8 +41,8 @@ private func loadPieces(_ pointer: UnsafeMutableRawPointer, _ size: Int) -> UInt
 
 /// Writes 1–8 bytes of a system structure at supervisor privilege. False: fault recorded.
 func systemWrite(_ s: State, _ address: UInt64, _ value: UInt64, _ size: Int) -> Bool {
-    let line = systemTable(s) + Int(truncatingIfNeeded: (address >> 12) & UInt64(MARTLET_TLB_ENTRIES - 1))
-    if size == 8, address &- line.pointee.write_tag <= pageSize &- 8 {
+    let line = systemLine(s, address)
+    if size == 8, address &- line.writeTag <= pageSize &- 8 {
         hostPointer(line, address).storeBytes(of: value, as: UInt64.self)
         return true
     }

@@ -16,6 +16,7 @@ enum {
     MARTLET_ZERO_REGISTER = 16,
     MARTLET_PAGE_RIP_REGISTER = 17,
     MARTLET_TLB_ENTRIES = 4096,
+    MARTLET_TLB_PLANE = MARTLET_TLB_ENTRIES + 64,
     MARTLET_JUMP_ENTRIES = 4096,
     MARTLET_FETCH_ENTRIES = 256,
     MARTLET_SHARED_TARGETS = 65536,
@@ -49,14 +50,16 @@ typedef struct martlet_table_register {
     uint16_t limit;
 } martlet_table_register;
 
-// One line of the software TLB. A tag is the page's guest-virtual address when that kind of access may go straight to
-// host memory; otherwise it is an address that this line can never be asked for.
-typedef struct martlet_tlb_entry {
-    uint64_t read_tag;
-    uint64_t write_tag;
-    uint64_t addend; // host address - guest address
-    uint64_t flags; // MARTLET_TLB_*, and from bit 12 on the page's guest-physical address
-} martlet_tlb_entry;
+// The software TLB. Each field of its lines has a plane of its own, so that a line's number times 8 leads to all of them.
+// The planes are a little further apart than they are long: the fields of a line shall not share a set of the host's
+// caches. A tag is the page's guest-virtual address when that kind of access may go straight to host memory; otherwise it
+// is an address that this line can never be asked for.
+typedef struct martlet_tlb {
+    uint64_t read_tags[MARTLET_TLB_PLANE];
+    uint64_t write_tags[MARTLET_TLB_PLANE];
+    uint64_t addends[MARTLET_TLB_PLANE]; // host address - guest address
+    uint64_t flags[MARTLET_TLB_PLANE]; // MARTLET_TLB_*, and from bit 12 on the page's guest-physical address
+} martlet_tlb;
 
 enum {
     MARTLET_TLB_GLOBAL = 1,
@@ -103,7 +106,7 @@ typedef struct martlet_address_space {
     martlet_line_set local_lines[MARTLET_TLB_TABLES];
     martlet_line_set global_lines[MARTLET_TLB_TABLES];
     martlet_fetch_entry fetch[2][MARTLET_FETCH_ENTRIES]; // supervisor, user
-    martlet_tlb_entry tlb[MARTLET_TLB_TABLES][MARTLET_TLB_ENTRIES];
+    martlet_tlb tlb[MARTLET_TLB_TABLES];
 } martlet_address_space;
 
 struct martlet_insn;
@@ -302,7 +305,7 @@ typedef struct martlet_mmio_fragment {
 typedef struct martlet_cpu {
     uint64_t gpr[MARTLET_REGISTER_COUNT];
     uint64_t rip;
-    martlet_tlb_entry *_Nullable tlb; // the table of the current privilege
+    uint64_t *_Nullable tlb; // the table of the current privilege
     uint16_t status;                  // OF in bit 0; SF ZF AF PF CF in bits 15 14 12 10 8 (seto, lahf)
     uint8_t cpl;
     uint8_t mode;                     // code size: 0 16-bit, 1 32-bit, 2 64-bit
@@ -470,7 +473,7 @@ typedef struct martlet_cpu {
     uint32_t activity;                // MARTLET_AT_*; read by a signal handler of this thread
     martlet_trace trace;
     martlet_address_space spaces[MARTLET_ADDRESS_SPACES];
-    martlet_tlb_entry no_lines[MARTLET_TLB_ENTRIES]; // a table that is always empty: every access takes the slow path
+    martlet_tlb no_lines; // a table that is always empty: every access takes the slow path
 } martlet_cpu;
 
 static inline __attribute__((always_inline)) uint32_t martlet_attention(const martlet_cpu *_Nonnull cpu) {
@@ -535,12 +538,14 @@ static inline __attribute__((always_inline)) uint32_t *_Nonnull martlet_port_dat
 static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_debug_registers(martlet_cpu *_Nonnull cpu) { return cpu->debug_registers; }
 static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_mtrr_fixed(martlet_cpu *_Nonnull cpu) { return cpu->mtrr_fixed; }
 static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_mtrr_variable(martlet_cpu *_Nonnull cpu) { return cpu->mtrr_variable; }
-static inline __attribute__((always_inline)) martlet_tlb_entry *_Nonnull martlet_no_lines(martlet_cpu *_Nonnull cpu) { return cpu->no_lines; }
+static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_no_lines(martlet_cpu *_Nonnull cpu) {
+    return cpu->no_lines.read_tags;
+}
 static inline __attribute__((always_inline)) martlet_address_space *_Nonnull martlet_space(martlet_cpu *_Nonnull cpu, uint32_t number) {
     return &cpu->spaces[number];
 }
-static inline __attribute__((always_inline)) martlet_tlb_entry *_Nonnull martlet_tlb_table(martlet_address_space *_Nonnull space, uint32_t number) {
-    return space->tlb[number];
+static inline __attribute__((always_inline)) uint64_t *_Nonnull martlet_tlb_table(martlet_address_space *_Nonnull space, uint32_t number) {
+    return space->tlb[number].read_tags;
 }
 static inline __attribute__((always_inline)) martlet_fetch_entry *_Nonnull martlet_fetch_table(martlet_address_space *_Nonnull space, uint32_t user) {
     return space->fetch[user];

@@ -5,6 +5,7 @@
 #define MARTLET_PAGE_RIP 136
 #define MARTLET_RIP 144
 #define MARTLET_TLB 152
+#define MARTLET_TLB_PLANE_SIZE 33280
 #define MARTLET_STATUS 160
 #define MARTLET_ATTENTION 164
 #define MARTLET_FETCH_KEY 168
@@ -100,6 +101,9 @@
 _Static_assert(offsetof(martlet_cpu, gpr[MARTLET_PAGE_RIP_REGISTER]) == MARTLET_PAGE_RIP, "offset");
 _Static_assert(offsetof(martlet_cpu, rip) == MARTLET_RIP, "offset");
 _Static_assert(offsetof(martlet_cpu, tlb) == MARTLET_TLB, "offset");
+_Static_assert(offsetof(martlet_tlb, write_tags) == MARTLET_TLB_PLANE_SIZE, "offset");
+_Static_assert(offsetof(martlet_tlb, addends) == 2 * MARTLET_TLB_PLANE_SIZE, "offset");
+_Static_assert(offsetof(martlet_tlb, flags) == 3 * MARTLET_TLB_PLANE_SIZE, "offset");
 _Static_assert(offsetof(martlet_cpu, status) == MARTLET_STATUS, "offset");
 _Static_assert(offsetof(martlet_cpu, attention) == MARTLET_ATTENTION, "offset");
 _Static_assert(offsetof(martlet_cpu, fetch_key) == MARTLET_FETCH_KEY, "offset");

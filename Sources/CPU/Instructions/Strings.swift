@@ -91,7 +91,7 @@ private func compare(_ s: State, _ left: UInt64, _ right: UInt64, _ size: Int) {
 /// A pointer to `bytes` of plain RAM on one page. Nil with nothing recorded: not plain RAM, go by elements.
 private func pagePointer(_ s: State, _ address: UInt64, _ bytes: Int, _ kind: UInt8) -> UnsafeMutableRawPointer? {
     let line = tlbLine(s, address)
-    let tag = kind == AccessKind.read ? line.pointee.read_tag : line.pointee.write_tag
+    let tag = kind == AccessKind.read ? line.readTag : line.writeTag
     if address &- tag <= pageSize &- UInt64(bytes) { return hostPointer(line, address) }
     if s.pointee.mode == CodeMode.bits64, !isCanonical(address) { return nil }
     guard let target = resolveData(s, address, kind), let host = target.host else {
@@ -144,8 +144,8 @@ private func copyKnownPages(_ s: State, _ i: Insn, _ count: UInt64) -> UInt64 {
         let room = pageSize &- max(target & pageMask, source & pageMask)
         let bytes = min(left &<< shift, room & ~((1 &<< shift) &- 1))
         let (to, from) = (tlbLine(s, target), tlbLine(s, source))
-        guard bytes > 0, fits(target, to.pointee.write_tag, bytes),
-            fits(source, from.pointee.read_tag, bytes)
+        guard bytes > 0, fits(target, to.writeTag, bytes),
+            fits(source, from.readTag, bytes)
         else { break }
         alu_rep_movs(hostPointer(to, target), hostPointer(from, source), bytes >> shift, i.pointee.size)
         target &+= bytes
@@ -223,7 +223,7 @@ let repMovs64Handler: Handler = { s, i in
     let source = s.register(rsiNumber) &+ s.segmentBases[Int(i.pointee.segment)]
     let to = tlbLine(s, target)
     let from = tlbLine(s, source)
-    guard fits(target, to.pointee.write_tag, bytes), fits(source, from.pointee.read_tag, bytes) else {
+    guard fits(target, to.writeTag, bytes), fits(source, from.readTag, bytes) else {
         return stringHandler(s, i)
     }
     alu_rep_movs(hostPointer(to, target), hostPointer(from, source), count, i.pointee.size)
@@ -242,7 +242,7 @@ let repStos64Handler: Handler = { s, i in
     }
     let target = s.register(rdiNumber)
     let line = tlbLine(s, target)
-    guard fits(target, line.pointee.write_tag, count &* size) else { return stringHandler(s, i) }
+    guard fits(target, line.writeTag, count &* size) else { return stringHandler(s, i) }
     alu_rep_stos(hostPointer(line, target), s.register(0), count, i.pointee.size)
     s.setRegister(rdiNumber, target &+ count &* size)
     s.setRegister(1, 0)

@@ -60,10 +60,10 @@ extension UnsafeMutablePointer<martlet_line_set> {
 /// A tag that line `index` is never asked for: an address of the neighbouring line.
 @inline(__always) func impossibleTag(_ index: Int) -> UInt64 { UInt64(index ^ 1) << 12 }
 
-@inline(__always) private func clearLine(_ line: UnsafeMutablePointer<martlet_tlb_entry>, _ index: Int) {
-    line.pointee.read_tag = impossibleTag(index)
-    line.pointee.write_tag = impossibleTag(index)
-    line.pointee.flags = 0
+@inline(__always) private func clearLine(_ line: TLBLine, _ index: Int) {
+    line.readTag = impossibleTag(index)
+    line.writeTag = impossibleTag(index)
+    line.flags = 0
 }
 
 /// Notes a filled line, for the flushes that have to find it.
@@ -216,7 +216,7 @@ private func forgetFetches(_ s: State, _ space: Space, _ page: UInt64) {
 /// Empties all tables at creation: memory of zeros is empty but for line 0, whose tag would be that of page 0.
 func initializeTLB(_ s: State) {
     s.pointee.tlb_epoch = 1
-    clearLine(martlet_no_lines(s), 0)
+    clearLine(TLBLine(martlet_no_lines(s), 0), 0)
     s.pointee.space = martlet_space(s, 0)
     takeSpace(s, martlet_space(s, 0), pcid: 0)
     s.pointee.shared_generation = nextGeneration(s)
@@ -227,7 +227,7 @@ func initializeTLB(_ s: State) {
 private func takeSpace(_ s: State, _ space: Space, pcid: UInt32) {
     if space.pointee.is_used == 0 {
         space.pointee.is_used = 1
-        for table in 0..<TLBTable.count { clearLine(martlet_tlb_table(space, UInt32(table)), 0) }
+        for table in 0..<TLBTable.count { clearLine(TLBLine(martlet_tlb_table(space, UInt32(table)), 0), 0) }
         for user in 0..<2 { martlet_fetch_table(space, UInt32(user)).pointee.tag = .max }
     }
     space.pointee.pcid = pcid
@@ -242,14 +242,13 @@ private func flush(_ s: State, _ space: Space, keepGlobal: Bool) {
         let lines = martlet_tlb_table(space, UInt32(table))
         let local = martlet_lines(space, UInt32(table), 0)
         local.forEach { index in
-            if !keepGlobal || (lines + index).pointee.flags & UInt64(MARTLET_TLB_GLOBAL) == 0 {
-                clearLine(lines + index, index)
-            }
+            let line = TLBLine(lines, index)
+            if !keepGlobal || line.flags & UInt64(MARTLET_TLB_GLOBAL) == 0 { clearLine(line, index) }
         }
         local.removeAll()
         if keepGlobal { continue }
         let global = martlet_lines(space, UInt32(table), 1)
-        global.forEach { index in clearLine(lines + index, index) }
+        global.forEach { index in clearLine(TLBLine(lines, index), index) }
         global.removeAll()
     }
     flushFetches(space, isUser: true, keepGlobal: false)
@@ -340,8 +339,8 @@ private func flushPage(_ s: State, _ space: Space, _ address: UInt64) {
     let page = address & ~pageMask
     let index = tlbIndex(address)
     for table in 0..<TLBTable.count {
-        let line = martlet_tlb_table(space, UInt32(table)) + index
-        if line.pointee.read_tag == page || line.pointee.write_tag == page { clearLine(line, index) }
+        let line = TLBLine(martlet_tlb_table(space, UInt32(table)), index)
+        if line.readTag == page || line.writeTag == page { clearLine(line, index) }
     }
     forgetSites(s, page: page)
     forgetFetches(s, space, page)
@@ -355,9 +354,8 @@ private func flushPage(_ s: State, _ space: Space, _ address: UInt64) {
         let lines = martlet_tlb_table(space, UInt32(table))
         func clear(_ index: Int) {
             // A tag that no access matches is below 16 MiB; to clear such a line once more does no harm.
-            let line = lines + index
-            if line.pointee.read_tag >> shift == address >> shift || line.pointee.write_tag >> shift == address >> shift
-            {
+            let line = TLBLine(lines, index)
+            if line.readTag >> shift == address >> shift || line.writeTag >> shift == address >> shift {
                 clearLine(line, index)
             }
         }
@@ -381,11 +379,10 @@ func protectCodePage(_ s: State, _ code: UnsafeMutablePointer<martlet_page_code>
         for table in 0..<TLBTable.count {
             let lines = martlet_tlb_table(space, UInt32(table))
             func protect(_ index: Int) {
-                let line = lines + index
-                if line.pointee.addend &+ line.pointee.read_tag == host, line.pointee.write_tag == line.pointee.read_tag
-                {
-                    line.pointee.write_tag = impossibleTag(index)
-                    line.pointee.flags |= UInt64(MARTLET_TLB_CODE)
+                let line = TLBLine(lines, index)
+                if line.addend &+ line.readTag == host, line.writeTag == line.readTag {
+                    line.writeTag = impossibleTag(index)
+                    line.flags |= UInt64(MARTLET_TLB_CODE)
                 }
             }
             martlet_lines(space, UInt32(table), 0).forEach(protect)

@@ -84,21 +84,18 @@ struct AccessKind {
         s, segment: Int(i.pointee.segment), offset: complexOffset(s, i), size: size, kind: kind)
 }
 
-@inline(__always) func tlbLine(_ s: State, _ address: UInt64) -> UnsafeMutablePointer<martlet_tlb_entry> {
-    let index = Int(truncatingIfNeeded: (address >> 12) & UInt64(MARTLET_TLB_ENTRIES - 1))
-    return s.pointee.tlb.unsafelyUnwrapped + index
+@inline(__always) func tlbLine(_ s: State, _ address: UInt64) -> TLBLine {
+    TLBLine(s.pointee.tlb.unsafelyUnwrapped, tlbIndex(address))
 }
 
-@inline(__always) func hostPointer(
-    _ line: UnsafeMutablePointer<martlet_tlb_entry>, _ address: UInt64
-) -> UnsafeMutableRawPointer {
-    UnsafeMutableRawPointer(bitPattern: UInt(line.pointee.addend &+ address)).unsafelyUnwrapped
+@inline(__always) func hostPointer(_ line: TLBLine, _ address: UInt64) -> UnsafeMutableRawPointer {
+    UnsafeMutableRawPointer(bitPattern: UInt(line.addend &+ address)).unsafelyUnwrapped
 }
 
 /// A pointer to read `size` bytes of guest memory at `address` from. Nil: fault or exit recorded.
 @inline(__always) func readPointer(_ s: State, _ address: UInt64, _ size: Int) -> UnsafeMutableRawPointer? {
     let line = tlbLine(s, address)
-    if address &- line.pointee.read_tag <= pageSize &- UInt64(size) {
+    if address &- line.readTag <= pageSize &- UInt64(size) {
         return hostPointer(line, address)
     }
     return slowPointer(s, address, size, AccessKind.read)
@@ -107,7 +104,7 @@ struct AccessKind {
 /// A pointer to write `size` bytes to; `commit` must follow the store. Nil: fault or exit recorded.
 @inline(__always) func writePointer(_ s: State, _ address: UInt64, _ size: Int) -> UnsafeMutableRawPointer? {
     let line = tlbLine(s, address)
-    if address &- line.pointee.write_tag <= pageSize &- UInt64(size) {
+    if address &- line.writeTag <= pageSize &- UInt64(size) {
         return hostPointer(line, address)
     }
     return slowPointer(s, address, size, AccessKind.write)
@@ -116,7 +113,7 @@ struct AccessKind {
 /// A pointer to read and then write `size` bytes; `commit` must follow the store. Nil: fault or exit recorded.
 @inline(__always) func readWritePointer(_ s: State, _ address: UInt64, _ size: Int) -> UnsafeMutableRawPointer? {
     let line = tlbLine(s, address)
-    if address &- line.pointee.write_tag <= pageSize &- UInt64(size) {
+    if address &- line.writeTag <= pageSize &- UInt64(size) {
         return hostPointer(line, address)
     }
     return slowPointer(s, address, size, AccessKind.readWrite)
@@ -262,7 +259,7 @@ func readBytes(_ s: State, _ i: Insn, _ address: UInt64, _ count: Int, into dest
         let place = linearSum(s, address, UInt64(offset))
         var piece = min(count - offset, Int(pageSize - (place & pageMask)))
         let line = tlbLine(s, place)
-        if place &- line.pointee.read_tag <= pageSize &- UInt64(piece) {
+        if place &- line.readTag <= pageSize &- UInt64(piece) {
             (destination + offset).copyMemory(from: hostPointer(line, place), byteCount: piece)
         } else {
             piece = min(count - offset, 8)
@@ -284,7 +281,7 @@ func writeBytes(_ s: State, _ i: Insn, _ address: UInt64, _ count: Int, from sou
         let place = linearSum(s, address, UInt64(offset))
         var piece = min(count - offset, Int(pageSize - (place & pageMask)))
         let line = tlbLine(s, place)
-        if place &- line.pointee.write_tag <= pageSize &- UInt64(piece) {
+        if place &- line.writeTag <= pageSize &- UInt64(piece) {
             hostPointer(line, place).copyMemory(from: source + offset, byteCount: piece)
         } else {
             piece = min(count - offset, 8)

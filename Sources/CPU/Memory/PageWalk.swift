@@ -295,26 +295,25 @@ private func resolve(_ s: State, _ address: UInt64, _ request: AccessRequest) ->
 /// they are executed.
 @inline(__always) private func knownTarget(_ s: State, _ address: UInt64, _ request: AccessRequest) -> PageTarget? {
     let index = tlbIndex(address)
-    let line =
-        martlet_tlb_table(s.pointee.space.unsafelyUnwrapped, UInt32(TLBTable.serving(request))) + index
+    let line = TLBLine(martlet_tlb_table(s.pointee.space.unsafelyUnwrapped, UInt32(TLBTable.serving(request))), index)
     let page = address & ~pageMask
-    guard line.pointee.read_tag == page else { return nil }
-    let physical = line.pointee.flags & ~pageMask
-    if request.isWrite, line.pointee.write_tag != page {
-        guard line.pointee.flags & UInt64(MARTLET_TLB_CODE) != 0 else { return nil }
+    guard line.readTag == page else { return nil }
+    let physical = line.flags & ~pageMask
+    if request.isWrite, line.writeTag != page {
+        guard line.flags & UInt64(MARTLET_TLB_CODE) != 0 else { return nil }
         allowWrites(s, line, physical)
     }
     return PageTarget(guestPhysical: physical | (address & pageMask), host: hostPointer(line, address))
 }
 
 /// Stores through a line need not look for code any more, once the page has none.
-private func allowWrites(_ s: State, _ line: UnsafeMutablePointer<martlet_tlb_entry>, _ physical: UInt64) {
+private func allowWrites(_ s: State, _ line: TLBLine, _ physical: UInt64) {
     guard let slot = findSlot(s, physical) else { return }
     let code = s.pointee.page_code.unsafelyUnwrapped + pageIndex(slot, physical)
     guard code.pointee.granules == 0 else { return }
     code.pointee.writable_epoch = s.pointee.tlb_epoch
-    line.pointee.write_tag = line.pointee.read_tag
-    line.pointee.flags &= ~UInt64(MARTLET_TLB_CODE)
+    line.writeTag = line.readTag
+    line.flags &= ~UInt64(MARTLET_TLB_CODE)
 }
 
 let slotReadOnly: UInt32 = 2
@@ -334,7 +333,7 @@ private func fillLine(
     let page = address & ~pageMask
     let index = tlbIndex(address)
     let space = s.pointee.space.unsafelyUnwrapped
-    let line = martlet_tlb_table(space, UInt32(table)) + index
+    let line = TLBLine(martlet_tlb_table(space, UInt32(table)), index)
     let code = s.pointee.page_code.unsafelyUnwrapped + pageIndex(slot, translation.guestPhysical)
     // A store goes straight to memory only where it has nothing to tell: the page is dirty already, holds no decoded
     // code, and (SDM vol. 3A §4.6.1) may be written at this privilege.
@@ -345,12 +344,12 @@ private func fillLine(
     let hasCode = code.pointee.granules != 0
     if mayWrite, !hasCode { code.pointee.writable_epoch = s.pointee.tlb_epoch }
     // Sites outlive the line of their page, but which there are hangs on how the guest is executed.
-    if s.pointee.in_lockstep != 0, line.pointee.read_tag != page { forgetSites(s, page: line.pointee.read_tag) }
-    line.pointee.read_tag = page
-    line.pointee.write_tag = mayWrite && !hasCode ? page : impossibleTag(index)
-    line.pointee.addend = UInt64(UInt(bitPattern: host)) &- address
+    if s.pointee.in_lockstep != 0, line.readTag != page { forgetSites(s, page: line.readTag) }
+    line.readTag = page
+    line.writeTag = mayWrite && !hasCode ? page : impossibleTag(index)
+    line.addend = UInt64(UInt(bitPattern: host)) &- address
     let isRestricted = translation.isUser && table != TLBTable.user && s.pointee.cr4 & Control.smap != 0
-    line.pointee.flags =
+    line.flags =
         (translation.guestPhysical & ~pageMask) | (translation.isGlobal ? UInt64(MARTLET_TLB_GLOBAL) : 0)
         | (isRestricted ? UInt64(MARTLET_TLB_NOT_IN_SITES) : 0) | (mayWrite && hasCode ? UInt64(MARTLET_TLB_CODE) : 0)
     noteFilled(s, space, table: table, address, translation)

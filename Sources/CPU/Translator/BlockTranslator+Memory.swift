@@ -105,7 +105,7 @@ extension BlockTranslator {
         else { return .pointer }
         if let limit { deferred.append(.outside(record: address(record), branch: limit)) }
         if i.pointee.hops != 0 {
-            compareWithTLB(record, access, span: access.size, retry: retry)
+            compareWithTLB(record, access, nil, span: access.size, retry: retry)
             // The guest address again; then the host's.
             let (line, tag) = (HostRegister.scratch, Self.tagOffset(access))
             host.operation(access.isAligned ? 0x33 : 0x03, size: 8, reg: HostRegister.scratch2, .line(line, tag))
@@ -166,13 +166,13 @@ extension BlockTranslator {
         }
         if keepsFlags { saveFlags() }
         let retry = beginCompare()
-        host.lea(HostRegister.scratch2, base: base, displacement: displacement)
         let flags = UInt8(MARTLET_SITE_ADDEND) | (keepsFlags ? UInt8(MARTLET_SITE_FLAGS) : 0)
         guard let record = siteRecord(i, access, flags: flags, limit: access.size) else { return operand }
         if i.pointee.hops != 0 {
-            compareWithTLB(record, access, span: access.size, retry: retry)
+            compareWithTLB(record, access, (base, displacement), span: access.size, retry: retry)
             loadLineAddend()
         } else {
+            host.lea(HostRegister.scratch2, base: base, displacement: displacement)
             loadAddend(address(record))
             compare(record, access, span: access.size, retry: retry)
         }
@@ -199,18 +199,18 @@ extension BlockTranslator {
         }
         if keepsFlags { saveFlags() }
         let retry = beginCompare()
-        host.lea(HostRegister.scratch2, base: base, displacement: origin + group.low)
         let flags = UInt8(MARTLET_SITE_GROUP) | (keepsFlags ? UInt8(MARTLET_SITE_FLAGS) : 0)
         guard let record = siteRecord(i, access, flags: flags, limit: span) else { return }
         note(record, number, base, origin)
         if i.pointee.hops != 0 {
-            compareWithTLB(record, access, span: span, retry: retry)
+            compareWithTLB(record, access, (base, origin + group.low), span: span, retry: retry)
             loadLineAddend()
             host.operation(
                 0x89, size: 8, reg: HostRegister.scratch, .record(address(record) + UInt64(SITE_ADDEND)))
             if keepsFlags { restoreFlags() }
             return
         }
+        host.lea(HostRegister.scratch2, base: base, displacement: origin + group.low)
         compare(record, access, span: span, retry: retry)
         if keepsFlags { restoreFlags() }
         loadAddend(address(record))
@@ -237,16 +237,27 @@ extension BlockTranslator {
             0x8B, size: 8, reg: HostRegister.scratch, .line(HostRegister.scratch, Self.addendOffset))
     }
 
-    private static let addendOffset = 16
-    private static func tagOffset(_ access: Access) -> Int { access.kind & AccessKind.write != 0 ? 8 : 0 }
+    private static let addendOffset = 2 * Int(MARTLET_TLB_PLANE_SIZE)
+    private static func tagOffset(_ access: Access) -> Int {
+        access.kind & AccessKind.write != 0 ? Int(MARTLET_TLB_PLANE_SIZE) : 0
+    }
 
-    /// Compares the guest address in `scratch2` with its line of the TLB, which is in `scratch` afterwards. Flags as
-    /// `compare`; the address is then relative to the tag.
+    /// Compares the guest address that is `based` on a register, or else in `scratch2`, with its line of the TLB, which is
+    /// in `scratch` afterwards. Flags as `compare`; the address is in `scratch2` then, relative to the tag.
     private mutating func compareWithTLB(
-        _ site: UnsafeMutablePointer<martlet_site>, _ access: Access, span: Int, retry: Int
+        _ site: UnsafeMutablePointer<martlet_site>, _ access: Access, _ based: (base: Int, displacement: Int)?,
+        span: Int, retry: Int
     ) {
         let line = HostRegister.scratch
         let address = HostRegister.scratch2
+        let tag = HostOperand.line(line, Self.tagOffset(access))
+        if let based, options.hasBMI1, !isFlat32 {
+            findLine(based.base, based.displacement)
+            host.lea(address, base: based.base, displacement: based.displacement)
+            host.operation(access.isAligned ? 0x33 : 0x2B, size: 8, reg: address, tag)
+            return finishCompare(site, access, span: span, retry: retry, tag: tag)
+        }
+        if let based { host.lea(address, base: based.base, displacement: based.displacement) }
         if isFlat32 {
             // In long mode other lines are of addresses from 4 GiB on, which this code's do not reach.
             host.move(line, address)
@@ -255,16 +266,33 @@ extension BlockTranslator {
             deferred.append(.outside(record: self.address(site), branch: host.jump(HostCondition.notZero)))
         }
         host.move(line, address)
-        // shr line, 7; and line, 32 bytes for each line; add line, [tlb]
+        // shr line, 9; and line, 8 bytes for each line; add line, [tlb]
         host.operation(0xC1, size: 8, reg: 5, .register(line))
-        host.byte(7)
+        host.byte(9)
         host.operation(0x81, size: 4, reg: 4, .register(line))
-        host.word32((Int(MARTLET_TLB_ENTRIES) - 1) << 5)
+        host.word32((Int(MARTLET_TLB_ENTRIES) - 1) << 3)
         host.operation(0x03, size: 8, reg: line, .state(Int(MARTLET_TLB)))
-        let tag = HostOperand.line(line, Self.tagOffset(access))
         host.operation(access.isAligned ? 0x33 : 0x2B, size: 8, reg: address, tag)
         finishCompare(site, access, span: span, retry: retry, tag: tag)
     }
+
+    /// The line of the TLB for an address, in `scratch`, in as few steps as can be from its base on: whoever follows
+    /// pointers through many pages waits for them. Changes `scratch2`.
+    private mutating func findLine(_ base: Int, _ displacement: Int) {
+        let (line, other) = (HostRegister.scratch, HostRegister.scratch2)
+        var source = base
+        if displacement != 0 {
+            host.lea(line, base: base, displacement: displacement)
+            source = line
+        }
+        host.moveImmediate64(other, Self.lineNumberBits)
+        host.extract(line, source, control: other)
+        host.load(other, fromState: Int(MARTLET_TLB))
+        host.lea(line, base: other, index: line, scale: 3, displacement: 0)
+    }
+
+    /// From bit 12 on, as many as number the lines.
+    private static let lineNumberBits = UInt64(MARTLET_TLB_ENTRIES.trailingZeroBitCount) << 8 | 12
 
     private mutating func loadAddend(_ record: UInt64) {
         host.operation(0x8B, size: 8, reg: HostRegister.scratch, .record(record + UInt64(SITE_ADDEND)))

@@ -37,6 +37,8 @@ struct BlockTranslator {
         var groupsAccesses: Bool
         /// In code for where one such compare does not do.
         var boundary: AccessPlan.Boundary?
+        /// The host has BEXTR.
+        var hasBMI1: Bool
         /// The host has SHRX.
         var hasBMI2: Bool
         /// The tag of a site that has no page yet.

@@ -30,7 +30,7 @@ enum HostOperand {
     case based(Int, Int)
     /// A place in the vCPU state.
     case state(Int)
-    /// A place in a line of the TLB: the register that has it, and an offset below 128.
+    /// A field of a line of the TLB: the register that has the line, and the field's offset.
     case line(Int, Int)
     /// A place in the records behind the code.
     case record(UInt64)
@@ -134,7 +134,9 @@ struct HostAssembler {
             let isSmall = displacement >= -128 && displacement <= 127
             bytes((isSmall ? 0x44 : 0x84) | field, (HostRegister.scratch & 7) << 3 | (base & 7))
             if isSmall { byte(displacement) } else { word32(displacement) }
-        case .line(let base, let offset): bytes(0x40 | field | (base & 7), offset)
+        case .line(let base, let offset):
+            byte((offset < 128 ? 0x40 : 0x80) | field | (base & 7))
+            if offset < 128 { byte(offset) } else { word32(offset) }
         case .record(let address):
             byte(0x05 | field)
             word32(Int(truncatingIfNeeded: address &- (origin &+ UInt64(position + 4))))
@@ -187,6 +189,12 @@ struct HostAssembler {
     /// shrx target, source, count: the flags stay.
     mutating func shiftRight(_ target: Int, _ source: Int, by count: Int) {
         bytes(0xC4, (target >= 8 ? 0 : 0x80) | 0x40 | (source >= 8 ? 0 : 0x20) | 2, 0x80 | (~count & 15) << 3 | 3, 0xF7)
+        byte(0xC0 | (target & 7) << 3 | (source & 7))
+    }
+
+    /// bextr target, source, control: the bits of `source` that `control` says (SDM vol. 2A, BEXTR).
+    mutating func extract(_ target: Int, _ source: Int, control: Int) {
+        bytes(0xC4, (target >= 8 ? 0 : 0x80) | 0x40 | (source >= 8 ? 0 : 0x20) | 2, 0x80 | (~control & 15) << 3, 0xF7)
         byte(0xC0 | (target & 7) << 3 | (source & 7))
     }
 

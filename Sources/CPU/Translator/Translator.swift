@@ -37,7 +37,8 @@ extension Processor {
         let options = BlockTranslator.Options(
             isUser: state.pointee.cpl == 3, counts: state.pointee.counts_instructions != 0,
             exactFlags: execution.exactFlags,
-            groupsAccesses: groupsAccesses, boundary: boundary, hasBMI2: hostHasBMI2, noPage: state.pointee.no_page,
+            groupsAccesses: groupsAccesses, boundary: boundary, hasBMI1: hostHas(bit: 3), hasBMI2: hostHas(bit: 8),
+            noPage: state.pointee.no_page,
             readsFlags: { [self] in readsFlags(atPageOffset: $0) })
         var block = BlockTranslator(host: host, arena: arena, first: first, count: count, options: options)
         guard block.translate() else {
@@ -101,15 +102,17 @@ extension Processor {
     }
 }
 
-/// CPUID.7:EBX bit 8.
-private let hostHasBMI2: Bool = {
+private func hostHas(bit: UInt32) -> Bool { hostFeatures & 1 << bit != 0 }
+
+/// CPUID.7:EBX.
+private let hostFeatures: UInt32 = {
     var registers: (UInt32, UInt32, UInt32, UInt32) = (0, 0, 0, 0)
     return withUnsafeMutableBytes(of: &registers) { bytes in
-        guard let base = bytes.bindMemory(to: UInt32.self).baseAddress else { return false }
+        guard let base = bytes.bindMemory(to: UInt32.self).baseAddress else { return 0 }
         martlet_host_cpuid(0, 0, base)
-        if base[0] < 7 { return false }
+        if base[0] < 7 { return 0 }
         martlet_host_cpuid(7, 0, base)
-        return base[1] & 1 << 8 != 0
+        return base[1]
     }
 }()
 

@@ -116,7 +116,7 @@ private func partAddress(_ s: State, _ i: Insn, at offset: UInt64, _ size: Int, 
     guard i.pointee.flags & InsnFlag.complexAddress == 0 else { return nil }
     let address = simpleAddress(s, i)
     let line = tlbLine(s, address)
-    let tag = isWrite ? line.pointee.write_tag : line.pointee.read_tag
+    let tag = isWrite ? line.writeTag : line.readTag
     guard address &- tag <= pageSize &- UInt64(i.pointee.size),
         address & UInt64(i.wideOperand.alignment &- 1) == 0
     else { return nil }
