@@ -142,8 +142,16 @@ martlet_site_missed:
     movq %rcx, SITE_ADDEND(%r14)
     movq %r13, %rcx
     subq %rdx, %rcx
+    movq SITE_TAG(%r14), %rdx
     movq %rcx, SITE_TAG(%r14)
-    shrq $12, %rcx
+    subq %rcx, %rdx                     // from what page to what page: 0 or 8192 then for neighbours,
+    addq $4096, %rdx
+    testq $~8192, %rdx
+    jz 20f
+    sarq $60, %rdx                      // and far away from none
+    jg 20f
+    incb SITE_JUMPS(%r14)
+20: shrq $12, %rcx
     movl %ecx, %edx                     // the page's number
     andl $4095, %ecx
     testb $1, %al
@@ -175,21 +183,28 @@ martlet_site_missed:
     movl %edx, (%rax, %rcx, 4)
 2:  incb SITE_MISSES(%r14)
     jz 15f
+    cmpb $128, SITE_JUMPS(%r14)
+    jae 21f
 16: movq 16(%r15), %rdx
     movq 8(%r15), %rcx
     movq 0(%r15), %rax
     jmp *SITE_RETRY(%r14)
 
-// 256 more misses: in too short a time, and code is made that looks at the TLB each time.
-15: cmpb $0, SITE_MAY_HOP(%r14)
-    je 16b
+// Code is made that looks at the TLB each time for a site that changes its page too often: by 256 misses in a short time,
+// or by 128 from a page to another one that is not its neighbour, as through objects here and there.
+15: testb $128, SITE_FLAGS(%r14)
+    jz 16b
     rdtsc
     movl SITE_WRAPPED(%r14), %ecx
     movl %eax, SITE_WRAPPED(%r14)
     subl %ecx, %eax
     cmpl $(256 * 160), %eax
     ja 16b
-    movb $0, SITE_MAY_HOP(%r14)
+    jmp 22f
+21: movb $0, SITE_JUMPS(%r14)
+    testb $128, SITE_FLAGS(%r14)
+    jz 16b
+22: andb $~128, SITE_FLAGS(%r14)
     movq 16(%r15), %rdx
     movq 8(%r15), %rcx
     SAVE_REGISTERS

@@ -124,7 +124,7 @@ typedef struct martlet_site {
     uint8_t flags;   // MARTLET_SITE_*
     uint16_t limit;  // page size - size of what is accessed
     uint8_t misses;  // counts and wraps
-    uint8_t may_hop; // 1: takes its addend from the TLB each time once it misses often
+    uint8_t jumps;   // misses from a page to another one that is not its neighbour; as `misses`
     uint32_t wrapped; // time stamp of the last wrap of `misses`, low half
     uint32_t local_index; // in the lists of sites
     void *_Nullable alternative; // of a site for several accesses: the same code with a compare for each
@@ -142,6 +142,7 @@ enum {
     MARTLET_SITE_FLAGS = 8,   // the guest's status flags wait in `status`
     MARTLET_SITE_HOPS = 32,   // has looked at the TLB itself
     MARTLET_SITE_FLAT32 = 64, // of 32-bit code: what is beyond 4 GiB wraps there, and is the interpreter's
+    MARTLET_SITE_MAY_HOP = 128, // takes its addend from the TLB each time once it misses often
 };
 
 // Where a translated indirect (or page-crossing) branch last went, and under which fetch generation.

@@ -80,7 +80,7 @@
 #define SITE_FLAGS 35
 #define SITE_LIMIT 36
 #define SITE_MISSES 38
-#define SITE_MAY_HOP 39
+#define SITE_JUMPS 39
 #define SITE_WRAPPED 40
 #define SITE_ALTERNATIVE 48
 #define SITE_LOCAL_INDEX 44
@@ -176,7 +176,7 @@ _Static_assert(offsetof(martlet_site, flags) == SITE_FLAGS, "offset");
 _Static_assert(offsetof(martlet_site, limit) == SITE_LIMIT, "offset");
 _Static_assert(offsetof(martlet_site, alternative) == SITE_ALTERNATIVE, "offset");
 _Static_assert(offsetof(martlet_site, misses) == SITE_MISSES, "offset");
-_Static_assert(offsetof(martlet_site, may_hop) == SITE_MAY_HOP, "offset");
+_Static_assert(offsetof(martlet_site, jumps) == SITE_JUMPS, "offset");
 _Static_assert(offsetof(martlet_site, wrapped) == SITE_WRAPPED, "offset");
 _Static_assert(offsetof(martlet_site, local_index) == SITE_LOCAL_INDEX, "offset");
 _Static_assert(offsetof(martlet_site, global_index) == SITE_GLOBAL_INDEX, "offset");

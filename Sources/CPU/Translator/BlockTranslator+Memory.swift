@@ -311,7 +311,7 @@ extension BlockTranslator {
         _ site: UnsafeMutablePointer<martlet_site>, _ source: AddressSource, span: Int, rotation: Int = 0
     ) {
         let (rcx, scratch, distance) = (HostRegister.rcx, HostRegister.scratch, HostRegister.scratch2)
-        site.pointee.may_hop = options.groupsAccesses ? 1 : 0
+        if options.groupsAccesses { site.pointee.flags |= UInt8(MARTLET_SITE_MAY_HOP) }
         let retry = beginCompare()
         if case .operand(let i) = source { computeAddress(i, into: distance) }
         host.operation(0x8B, size: 8, reg: scratch, .record(address(site)))
@@ -388,7 +388,7 @@ extension BlockTranslator {
         _ site: UnsafeMutablePointer<martlet_site>, _ access: Access, span: Int, retry: Int
     ) {
         let tag = HostOperand.record(address(site))
-        site.pointee.may_hop = options.groupsAccesses ? 1 : 0
+        if options.groupsAccesses { site.pointee.flags |= UInt8(MARTLET_SITE_MAY_HOP) }
         host.operation(access.isAligned ? 0x33 : 0x2B, size: 8, reg: HostRegister.scratch2, tag)
         finishCompare(site, access, span: span, retry: retry, tag: tag)
     }
