@@ -1,7 +1,7 @@
 internal import CHost
 
-/// Decoded instructions whose bytes are on two pages, found by those bytes: no store to either page has to be noticed.
-/// A block of one each, with its end behind it.
+/// Decoded instructions whose bytes are on two pages, found by those bytes. A block of one each, with its end behind it.
+/// They stay where they are until all code is dropped, as blocks do.
 final class CrossingInstructions {
     struct Key: Equatable {
         /// 15 bytes of code.
@@ -12,37 +12,51 @@ final class CrossingInstructions {
         var mode: UInt8
     }
 
-    private static let count = 256
+    private struct Entry {
+        var key: Key
+        var place: Insn
+    }
+
+    private static let entryCount = 1024
+    /// A guest that writes ever new ones has all code dropped at the last.
+    private static let capacity = 16_384
     private let instructions: Insn
-    private let keys: UnsafeMutablePointer<Key?>
+    private let entries: UnsafeMutablePointer<Entry?>
+    private var used = 0
 
     init() {
-        instructions = .allocate(capacity: Self.count * 2)
-        instructions.initialize(repeating: martlet_insn(), count: Self.count * 2)
-        keys = .allocate(capacity: Self.count)
-        keys.initialize(repeating: nil, count: Self.count)
+        instructions = EngineMemory.map(Self.capacity * 2, of: martlet_insn.self)
+        entries = .allocate(capacity: Self.entryCount)
+        entries.initialize(repeating: nil, count: Self.entryCount)
     }
 
     deinit {
-        instructions.deallocate()
-        keys.deallocate()
+        EngineMemory.unmap(instructions, Self.capacity * 2)
+        entries.deallocate()
     }
 
     private static func number(_ key: Key) -> Int {
         let mixed = (key.low ^ (key.high &<< 7) ^ UInt64(key.offset)) &* 0x9E37_79B9_7F4A_7C15
-        return Int(truncatingIfNeeded: mixed >> 56)
+        return Int(truncatingIfNeeded: mixed >> 54)
     }
 
-    /// Where the instruction is, or is to be decoded to; what was there is forgotten.
-    func place(_ key: Key) -> (Insn, isKnown: Bool) {
-        let number = Self.number(key)
-        let isKnown = keys[number] == key
-        if !isKnown { keys[number] = nil }
-        return (instructions + number * 2, isKnown)
+    func find(_ key: Key) -> Insn? {
+        guard let entry = entries[Self.number(key)], entry.key == key else { return nil }
+        return entry.place
     }
 
-    func keep(_ key: Key) { keys[Self.number(key)] = key }
+    /// Room for an instruction and its end. Nil: none left.
+    func reserve() -> Insn? { used < Self.capacity ? instructions + used * 2 : nil }
+
+    /// Makes what was decoded at the place of the last `reserve` an instruction to be found.
+    func keep(_ key: Key, at place: Insn) {
+        entries[Self.number(key)] = Entry(key: key, place: place)
+        used += 1
+    }
 
     /// Forgets all: what they are bound to is gone.
-    func reset() { keys.update(repeating: nil, count: Self.count) }
+    func reset() {
+        entries.update(repeating: nil, count: Self.entryCount)
+        used = 0
+    }
 }

@@ -67,6 +67,7 @@ public final class Processor {
     /// Translated code found no more room; everything is dropped before the next block is decoded.
     var arenaIsFull = false
     private let crossings = CrossingInstructions()
+    private let jumps = JumpCache()
     private var pageCodeCount = 0
     private var dirtyPages: [UInt64] = []
     private(set) var writtenPages: [UInt64] = []
@@ -139,6 +140,7 @@ public final class Processor {
             slots.contains { $0.flags & slotLogsDirty != 0 } ? Array(repeating: 0, count: Int(pages + 63) / 64) : []
         writtenPages = []
         cache.reset()
+        jumps.forgetKeys()
         flushTLB()
         lockstep?.forgetMemory()
     }
@@ -260,6 +262,7 @@ public final class Processor {
         cache.reset()
         stubs.reset()
         crossings.reset()
+        jumps.forgetKeys()
         forgetSites(state, keepGlobal: false)
         arena.reset()
         profile?.forgetTranslated()
@@ -280,8 +283,8 @@ public final class Processor {
         }
         let key = codeKey(page.pointee.guest_physical | UInt64(offset))
         s.pointee.counters.block_lookups &+= 1
-        if let found = cache.find(key) {
-            remember(rip, found)
+        if let found = jumps.target(state, rip, key) ?? cache.find(key) {
+            jumps.remember(state, rip, found, key)
             return found
         }
         let started = alu_rdtsc()
@@ -290,7 +293,7 @@ public final class Processor {
         martlet_set_activity(s, before)
         guard let decoded = block else { return nil }
         s.pointee.counters.decoding_cycles &+= alu_rdtsc() &- started
-        if decoded.pointee.flags & InsnFlag.uncached == 0 { remember(rip, decoded) }
+        jumps.remember(state, rip, decoded, decoded.pointee.flags & InsnFlag.uncached == 0 ? key : .max)
         return decoded
     }
 
@@ -307,13 +310,6 @@ public final class Processor {
         let page = martlet_fetch_table(space, state.pointee.cpl == 3 ? 1 : 0) + index
         guard page.pointee.tag == address else { return nil }
         return cache.find(codeKey(page.pointee.guest_physical | UInt64(offset)))
-    }
-
-    private func remember(_ rip: UInt64, _ target: Insn) {
-        let s = state
-        s.jumpTable[jumpIndex(s, rip)] = martlet_jump_entry(
-            rip: rip, key: s.pointee.fetch_key, target: target,
-            page_rip: s.register(Int(MARTLET_PAGE_RIP_REGISTER)))
     }
 
     /// Decodes from `offset` of a page to the end of the block. Nil: an exception was recorded.
@@ -362,12 +358,17 @@ public final class Processor {
     }
 
     private func registerCode(page: martlet_fetch_entry, from: Int, to: Int, key: UInt64, count: Int) {
+        watchCode(page, from: from, to: to)
+        cache.add(key: key, count: count, to: state.pointee.page_code! + Int(page.page_index))
+    }
+
+    /// From now on a store to these bytes of a page drops what was decoded of it.
+    private func watchCode(_ page: martlet_fetch_entry, from: Int, to: Int) {
         let code = state.pointee.page_code! + Int(page.page_index)
         let first = UInt64(from >> 6)
         let last = UInt64((max(to, from + 1) - 1) >> 6)
         if code.pointee.granules == 0 { protectCodePage(state, code, host: UInt64(UInt(bitPattern: page.host!))) }
         code.pointee.granules |= (UInt64.max << first) & (UInt64.max >> (63 - last))
-        cache.add(key: key, count: count, to: code)
     }
 
     /// Sets the handler of a decoded (or undecodable) instruction. False: no room for stubs.
@@ -404,7 +405,8 @@ public final class Processor {
         }
     }
 
-    /// An instruction whose bytes are on two pages. Both must be fetchable, and its bytes are looked at each time.
+    /// An instruction whose bytes are on two pages, both of which must be fetchable. Its bytes are looked at again when
+    /// either page was written or is mapped anew: both end the fetch generation that the jump cache remembers it under.
     private func decodeCrossing(page: martlet_fetch_entry, offset: UInt16, linear: UInt64) -> Insn? {
         let s = state
         let firstCount = Int(pageSize) - Int(offset)
@@ -420,9 +422,14 @@ public final class Processor {
                 memset(bytes.baseAddress! + firstCount, 0xFF, 15 - firstCount)
             }
         }
+        watchCode(page, from: Int(offset), to: Int(pageSize))
+        if secondHost != nil { watchCode(second.pointee, from: 0, to: 15 - firstCount) }
         let key = CrossingInstructions.Key(low: buffer.0, high: buffer.1, offset: offset, mode: s.pointee.mode)
-        let (scratch, isKnown) = crossings.place(key)
-        if isKnown { return scratch }
+        if let known = crossings.find(key) { return known }
+        guard let scratch = crossings.reserve() else {
+            dropAllCode()
+            return lookup()
+        }
         let result = withUnsafeMutableBytes(of: &buffer) { bytes -> DecodeResult in
             var decoder = Decoder(
                 bytes: bytes.baseAddress!.assumingMemoryBound(to: UInt8.self), available: 15, mode: s.pointee.mode,
@@ -434,7 +441,7 @@ public final class Processor {
             dropAllCode()
             return lookup()
         }
-        crossings.keep(key)
+        crossings.keep(key, at: scratch)
         scratch.pointee.flags |= InsnFlag.uncached
         scratch[1] = martlet_insn()
         scratch[1].page_offset = offset &+ UInt16(scratch.pointee.length)
@@ -444,11 +451,6 @@ public final class Processor {
         s.pointee.decoded_instructions &+= 1
         return scratch
     }
-}
-
-@inline(__always) func jumpIndex(_ s: State, _ rip: UInt64) -> Int {
-    let hash = rip ^ (rip >> 12) ^ UInt64(s.pointee.jump_salt)
-    return Int(truncatingIfNeeded: hash & UInt64(MARTLET_JUMP_ENTRIES - 1))
 }
 
 /// The linear address to fetch from at `rip`, checked (SDM vol. 3A §5.3). Nil: fault recorded.

@@ -267,11 +267,29 @@ import Testing
         machine.map(1, to: Pages.frame + 4096, 3)
         #expect(machine.run()?.vector == 3)
         #expect(s.register(0) == 0x0403_0201)
-        // Its tail changes without a flush: it is read anew each time.
+        // Its tail changes without a flush, by the host, and then by the guest, which changes its head too.
         machine.write([5, 6, 0xCC], at: Pages.frame + 4096)
+        machine.processor.noteMemoryWritten(at: Pages.frame + 4096, count: 3)
         s.pointee.rip = Pages.base + 4093
         #expect(machine.run()?.vector == 3)
         #expect(s.register(0) == 0x0605_0201)
+        // mov byte [rdi], cl; mov byte [rdi + 1], dl; mov byte [rsi], bl; jmp rsi
+        let rewriting: [UInt8] = [0x88, 0x0F, 0x88, 0x57, 1, 0x88, 0x1E, 0xFF, 0xE6]
+        for value in UInt64(7)..<12 {
+            let opcode: UInt64 = value == 10 ? 0xBD : 0xB8
+            let end = machine.execute(
+                rewriting,
+                [7: Pages.address(1), 6: Pages.base + 4093, 1: value, 2: value + 1, 3: opcode, 4: Place.userStack])
+            #expect(end?.vector == 3)
+            #expect(s.register(opcode == 0xBD ? 5 : 0) == (value + 1) << 24 | value << 16 | 0x0201)
+        }
+        // Its second page is another one now.
+        machine.write([0x0C, 0x0D, 0xCC], at: Pages.frame + 8192)
+        machine.map(1, to: Pages.frame + 8192, 3)
+        // invlpg [rdi]; jmp rsi
+        let mapped = machine.execute(
+            [0x0F, 0x01, 0x3F, 0xFF, 0xE6], [7: Pages.address(1), 6: Pages.base + 4093, 4: Place.userStack])
+        #expect(mapped?.vector == 3 && s.register(0) == 0x0D0C_0201)
     }
 
     private static let nonCanonicalForms: [([UInt8], UInt8)] = [
