@@ -144,6 +144,8 @@ martlet_site_missed:
     subq %rdx, %rcx
     movq SITE_TAG(%r14), %rdx
     movq %rcx, SITE_TAG(%r14)
+    testb $8, SITE_KIND(%r14)
+    jz 20f
     subq %rcx, %rdx                     // from what page to what page: 0 or 8192 then for neighbours,
     addq $4096, %rdx
     testq $~8192, %rdx
@@ -190,21 +192,23 @@ martlet_site_missed:
     movq 0(%r15), %rax
     jmp *SITE_RETRY(%r14)
 
-// Code is made that looks at the TLB each time for a site that changes its page too often: by 256 misses in a short time,
-// or by 128 from a page to another one that is not its neighbour, as through objects here and there.
-15: testb $128, SITE_FLAGS(%r14)
-    jz 16b
-    rdtsc
-    movl SITE_WRAPPED(%r14), %ecx
-    movl %eax, SITE_WRAPPED(%r14)
-    subl %ecx, %eax
-    cmpl $(256 * 160), %eax
-    ja 16b
+// Code is made that looks at the TLB each time for a site that changes its page too often: by 256 misses in a very short
+// time, or in supervisor code in a short time by 128 from a page to another one that is not its neighbour: such code goes
+// through objects here and there, where a program's loop goes through many of a page before it comes to another.
+15: movl $(256 * 160), %edx
     jmp 22f
 21: movb $0, SITE_JUMPS(%r14)
-    testb $128, SITE_FLAGS(%r14)
+    movl $(128 << 19), %edx
+22: testb $128, SITE_FLAGS(%r14)
     jz 16b
-22: andb $~128, SITE_FLAGS(%r14)
+    movl %edx, %ecx
+    rdtsc
+    movl SITE_WRAPPED(%r14), %edx
+    movl %eax, SITE_WRAPPED(%r14)
+    subl %edx, %eax
+    cmpl %ecx, %eax
+    ja 16b
+    andb $~128, SITE_FLAGS(%r14)
     movq 16(%r15), %rdx
     movq 8(%r15), %rcx
     SAVE_REGISTERS
@@ -231,6 +235,7 @@ martlet_site_missed:
     movl MARTLET_VECTOR_LEVEL(%r15), %ebx
     SAVE_VECTORS
     movzbl SITE_KIND(%r14), %eax
+    andl $7, %eax
     shll $8, %eax
     movb SITE_SIZE(%r14), %al
     movq %rax, MARTLET_ACCESS_KIND(%r15)

@@ -119,7 +119,7 @@ typedef struct martlet_site {
     void *_Nullable retry; // where the compare starts
     struct martlet_insn *_Nullable insn;
     uint8_t after;   // distance from `retry` to behind the compare
-    uint8_t kind;    // 1 read, 2 write, 3 both
+    uint8_t kind;    // 1 read, 2 write, 3 both; 4 aligned; 8 of supervisor code
     uint8_t size;
     uint8_t flags;   // MARTLET_SITE_*
     uint16_t limit;  // page size - size of what is accessed

@@ -373,7 +373,8 @@ extension BlockTranslator {
         let site = record.bindMemory(to: martlet_site.self, capacity: 1)
         site.pointee.tag = options.noPage
         site.pointee.insn = i
-        site.pointee.kind = access.kind | (access.isAligned || access.rotation > 0 ? 4 : 0)
+        site.pointee.kind =
+            access.kind | (access.isAligned || access.rotation > 0 ? 4 : 0) | (options.isUser ? 0 : 8)
         site.pointee.size = UInt8(access.size)
         site.pointee.flags =
             flags | (i.pointee.hops != 0 ? UInt8(MARTLET_SITE_HOPS) : 0) | (isFlat32 ? UInt8(MARTLET_SITE_FLAT32) : 0)
