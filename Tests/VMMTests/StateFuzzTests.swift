@@ -126,19 +126,70 @@ struct StateFuzzTests {
         }
     }
 
+    /// The state of a machine that has run a little.
+    private func savedState(
+        _ rig: StateFuzzRig, on system: SoftSystem, _ activity: EventNotifier
+    ) throws -> MachineSavedState {
+        let machine = try Machine(rig.configuration, on: system, activity: activity)
+        try machine.start()
+        HostClock.sleep(nanoseconds: 20_000_000)
+        #expect(try machine.standStill())
+        let saved = try machine.save()
+        machine.end(with: .stopped)
+        machine.waitForEnd()
+        return saved
+    }
+
+    private func entries(_ directory: String) -> Int {
+        guard let stream = opendir(directory) else { return 0 }
+        defer { closedir(stream) }
+        var count = 0
+        while readdir(stream) != nil { count += 1 }
+        return count
+    }
+
+    @Test("A machine that cannot be restored leaves no descriptors and no threads behind")
+    func leftovers() throws {
+        let rig = try StateFuzzRig()
+        let system = SoftSystem()
+        let activity = try EventNotifier()
+        let saved = try savedState(rig, on: system, activity)
+        let before = (entries("/proc/self/fd"), entries("/proc/self/task"))
+        var attempts = 0
+        func attempt(_ damage: (inout MachineSavedState) -> Void) {
+            var state = saved
+            damage(&state)
+            attempts += 1
+            #expect(throws: MachineError.self) {
+                try Machine(restoring: state, rig.configuration, on: system, activity: activity)
+            }
+        }
+        // Whatever was made before the one that fails, in whatever order.
+        for index in saved.pci.devices.indices {
+            attempt { $0.pci.devices[index].removeLast() }
+            if saved.pci.ports[index] != nil { attempt { $0.pci.ports[index]?.removeLast() } }
+        }
+        for place in saved.board.devices.keys { attempt { $0.board.devices[place]?.removeLast() } }
+        attempt { $0.controllers.timer.removeLast() }
+        attempt { $0.memory.removeLast() }
+        #expect(attempts > 40)
+        // Threads end in a moment; other tests run meanwhile and have some.
+        let end = HostClock.monotonicNanoseconds + 5_000_000_000
+        var after = (entries("/proc/self/fd"), entries("/proc/self/task"))
+        while after.0 >= before.0 + 100 || after.1 >= before.1 + 50, HostClock.monotonicNanoseconds < end {
+            HostClock.sleep(nanoseconds: 10_000_000)
+            after = (entries("/proc/self/fd"), entries("/proc/self/task"))
+        }
+        #expect(after.0 < before.0 + 100 && after.1 < before.1 + 50, "\(before), then \(after)")
+    }
+
     @Test(
         "Refused, or it runs and ends", .timeLimit(.minutes(30)), arguments: [SoftwareEngine.interpreter, .translator])
     func machines(engine: SoftwareEngine) throws {
         let rig = try StateFuzzRig()
         let system = SoftSystem(engine: engine)
         let activity = try EventNotifier()
-        let first = try Machine(rig.configuration, on: system, activity: activity)
-        try first.start()
-        HostClock.sleep(nanoseconds: 20_000_000)
-        #expect(try first.standStill())
-        let saved = try first.save()
-        first.end(with: .stopped)
-        first.waitForEnd()
+        let saved = try savedState(rig, on: system, activity)
         var (built, ran) = (0, 0)
         for seed in FuzzSeeds(seconds: 3) {
             var random = SeededGenerator(seed: seed)
