@@ -207,6 +207,7 @@ struct StateFuzzTests {
                 continue
             }
             built += 1
+            let begin = HostClock.monotonicNanoseconds
             try machine.start()
             HostClock.sleep(nanoseconds: UInt64.random(in: 0..<4_000_000, using: &random))
             if try machine.standStill() {
@@ -218,6 +219,8 @@ struct StateFuzzTests {
             machine.end(with: .stopped)
             machine.waitForEnd()
             #expect(machine.result != nil, "seed \(seed)")
+            let seconds = (HostClock.monotonicNanoseconds - begin) / 1_000_000_000
+            #expect(seconds < 20, "seed \(seed): it took \(seconds) s to stop")
         }
         #expect(built > 0 && ran > 0)
     }
