@@ -148,6 +148,8 @@ import Testing
     @Test func randomAccesses() {
         let widths: [AccessWidth] = [.byte, .word, .double, .quad]
         child.connect(Plain(), to: port.connection(to: Board()))
+        // They keep each other.
+        defer { child.disconnect() }
         for seed in FuzzSeeds(count: 4) {
             var random = SeededGenerator(seed)
             for _ in 0..<20_000 {

@@ -252,9 +252,23 @@ struct LegacyTests {
         driver.transport.shutDown()
     }
 
-    private func device(_ seed: UInt64) throws -> any VirtioDevice {
-        if seed % 2 == 0 { return try makeDisk() }
-        return VirtioNet(try NetworkPort(CardBackend()), options: NetworkCardOptions(mac: CardFixture.mac))
+    /// What a seed tries: a disk, or a card with the back end that it keeps and is kept by until it is closed.
+    private func driver(_ seed: UInt64) throws -> (LegacyDriver, end: () -> Void) {
+        if seed % 2 == 0 {
+            let driver = try LegacyDriver(try makeDisk())
+            return (driver, { driver.transport.shutDown() })
+        }
+        let port = try NetworkPort(CardBackend())
+        let card = VirtioNet(port, options: NetworkCardOptions(mac: CardFixture.mac))
+        let driver = try LegacyDriver(card)
+        return (
+            driver,
+            {
+                driver.transport.shutDown()
+                card.unplug()
+                port.close()
+            }
+        )
     }
 
     @Test("Registers of both interfaces full of noise", .timeLimit(.minutes(10)))
@@ -262,7 +276,8 @@ struct LegacyTests {
         let widths: [AccessWidth] = [.byte, .word, .double, .quad]
         for seed in FuzzSeeds(seconds: 2) {
             var generator = SeededGenerator(seed: seed)
-            let driver = try LegacyDriver(try device(seed))
+            let (driver, end) = try driver(seed)
+            defer { end() }
             for _ in 0..<300 {
                 let width = widths[Int(generator.next() % 4)]
                 let value = generator.next() % 3 == 0 ? generator.next() : generator.next() % 16
@@ -281,8 +296,6 @@ struct LegacyTests {
             #expect(try VirtioPCISavedState(encoded: saved.encoded()) == saved)
             driver.transport.resume()
             try expectLife(driver, seed)
-            driver.transport.shutDown()
-            (driver.transport.device as? VirtioNet)?.unplug()
         }
     }
 
@@ -299,7 +312,8 @@ struct LegacyTests {
     func noisyRings() throws {
         for seed in FuzzSeeds(seconds: 2) {
             var generator = SeededGenerator(seed: seed)
-            let driver = try LegacyDriver(try device(seed))
+            let (driver, end) = try driver(seed)
+            defer { end() }
             driver.begin(features: generator.next() & 0x3FFF_FFFF, queueCount: seed % 2 == 0 ? 1 : 2)
             for queue in driver.queues {
                 for index in 0..<UInt64(24) {
@@ -327,8 +341,6 @@ struct LegacyTests {
             #expect(try VirtioPCISavedState(encoded: saved.encoded()) == saved)
             driver.transport.resume()
             try expectLife(driver, seed)
-            driver.transport.shutDown()
-            (driver.transport.device as? VirtioNet)?.unplug()
         }
     }
 }
