@@ -116,12 +116,12 @@ let package = Package(
         .testTarget(
             name: "CPUTests", dependencies: ["CHost", "CPU", "CTestHost", "Fuzzing", "GuestMemory", "X86"],
             swiftSettings: strict),
-        .testTarget(name: "DiskTests", dependencies: ["Disk", "Host"], swiftSettings: strict),
+        .testTarget(name: "DiskTests", dependencies: ["Disk", "Fuzzing", "Host"], swiftSettings: strict),
         .testTarget(
             name: "FileShareTests", dependencies: ["CHost", "FileShare", "Fuzzing", "Host"], swiftSettings: strict),
         .testTarget(name: "DeviceModelTests", dependencies: ["DeviceModel"], swiftSettings: strict),
         .testTarget(
-            name: "NetTests", dependencies: ["CHost", "Host", "HostNetwork", "Net"], swiftSettings: strict),
+            name: "NetTests", dependencies: ["CHost", "Fuzzing", "Host", "HostNetwork", "Net"], swiftSettings: strict),
         .testTarget(
             name: "PlatformTests", dependencies: ["DeviceModel", "Fuzzing", "GuestMemory", "Host", "Platform", "X86"],
             swiftSettings: strict),
@@ -134,8 +134,9 @@ let package = Package(
         .testTarget(
             name: "VMMTests",
             dependencies: [
-                "CHost", "DeviceModel", "Disk", "Host", "HostNetwork", "Hypervisor", "KernelKVM", "Net", "Platform",
-                "SoftKVM", "Virtio", "VMM", "X86",
+                "CHost", "DeviceModel", "Disk", "FileShare", "Fuzzing", "GuestMemory", "Host", "HostNetwork",
+                "Hypervisor",
+                "KernelKVM", "Net", "Platform", "SoftKVM", "Virtio", "VMM", "X86",
             ],
             swiftSettings: strict),
         // Whole guests with the release binary, and the host's own tools as judges.
@@ -143,7 +144,7 @@ let package = Package(
         .testTarget(
             name: "CommandLineToolTests",
             dependencies: [
-                "CommandLineTool", "Disk", "Host", "HostNetwork", "Net", "SoftKVM", "VMM", "Virtio",
+                "CommandLineTool", "Disk", "Fuzzing", "Host", "HostNetwork", "Net", "SoftKVM", "VMM", "Virtio",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),

@@ -4,6 +4,7 @@
 //   guest-tool echo PORT             listens, says so, takes one connection, and sends back what comes until its end
 //   guest-tool lock FILE             locks all of a file for writing (POSIX), waiting for it
 //   guest-tool trylock FILE          the same without waiting
+//   guest-tool hold FILE             the same, says so, and keeps the lock until standard input ends
 //   guest-tool setattr FILE VALUE    sets the extended attribute user.test
 //   guest-tool getattr FILE          writes its value
 // Status 1: it was refused.
@@ -103,6 +104,10 @@ __attribute__((used)) static _Noreturn void start(long *stack) {
         speak(what, is(verb, "connect"));
     } else if (is(verb, "lock") || is(verb, "trylock")) {
         lock(what, is(verb, "lock"));
+    } else if (is(verb, "hold")) {
+        lock(what, 0);
+        call(WRITE, 1, (long)"locked\n", 7, 0, 0);
+        copy(0, 1);
     } else if (is(verb, "setattr") && count == 4) {
         require(call(SETXATTR, (long)what, (long)"user.test", (long)arguments[3], length(arguments[3]), 0));
     } else if (is(verb, "getattr")) {

@@ -109,7 +109,7 @@ final class HandleTable: Sendable {
 
     func restore(_ snapshot: ShareSnapshot) -> Bool {
         var fresh = State()
-        guard snapshot.handles.count <= limit else { return false }
+        guard snapshot.handles.count <= limit, snapshot.nextHandle <= ShareSnapshot.numberLimit else { return false }
         fresh.next = snapshot.nextHandle
         for saved in snapshot.handles {
             guard saved.number < snapshot.nextHandle, fresh.handles[saved.number] == nil else { return false }

@@ -323,7 +323,7 @@ final class NodeTable: Sendable {
     /// The nodes of a snapshot; none of them is open yet. False where no table can have been like that.
     func restore(_ snapshot: ShareSnapshot) -> Bool {
         var fresh = Self.initialState(rootDescriptor, rootFacts)
-        guard snapshot.nodes.count < nodeLimit else { return false }
+        guard snapshot.nodes.count < nodeLimit, snapshot.nextNode <= ShareSnapshot.numberLimit else { return false }
         fresh.next = snapshot.nextNode
         for saved in snapshot.nodes {
             guard saved.identifier > Self.root, saved.identifier < snapshot.nextNode,

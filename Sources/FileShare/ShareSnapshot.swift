@@ -61,6 +61,9 @@ public struct ShareSnapshot: Equatable, Sendable {
         }
     }
 
+    /// Numbers of nodes and handles count up from 1: no share comes as far as this.
+    static let numberLimit: UInt64 = 1 << 62
+
     public var isInitialized: Bool
     public var rootDevice: UInt64
     public var nextNode: UInt64

@@ -85,25 +85,29 @@ final class Machine {
             board = try Board(
                 configuration, layout: layout, memory: memory, commandLine: commandLine, machine: virtualMachine,
                 pci: pci, events: events, activity: activity, clock: clock, saved: saved?.board)
-        } catch let conflict as BusConflict {
-            throw MachineError("The device \(conflict). Choose another address for it.")
+            switch origin {
+            case .boot(let plan, _):
+                let tables = ACPITables.build(
+                    ACPIConfiguration(
+                        cpuCount: 1, serialPorts: configuration.serial.ports, hasPVPanic: true, pciSlots: pci.slots,
+                        highPCIWindow: window))
+                let boot = try Self.load(plan, tables, into: memory)
+                processorStart = .boot(boot)
+                bootProtocol = boot.bootProtocol.description
+                entryPoint = boot.registers.rip
+            case .saved(let state):
+                processorStart = .saved(state.processor)
+                bootProtocol = state.bootProtocol
+                entryPoint = state.entryPoint
+            }
         } catch {
+            // It has threads, and nobody else could end it.
+            pci.shutDown()
+            if let error = error as? MachineError { throw error }
+            if let conflict = error as? BusConflict {
+                throw MachineError("The device \(conflict). Choose another address for it.")
+            }
             throw MachineError("\(error)")
-        }
-        switch origin {
-        case .boot(let plan, _):
-            let tables = ACPITables.build(
-                ACPIConfiguration(
-                    cpuCount: 1, serialPorts: configuration.serial.ports, hasPVPanic: true, pciSlots: pci.slots,
-                    highPCIWindow: window))
-            let boot = try Self.load(plan, tables, into: memory)
-            processorStart = .boot(boot)
-            bootProtocol = boot.bootProtocol.description
-            entryPoint = boot.registers.rip
-        case .saved(let state):
-            processorStart = .saved(state.processor)
-            bootProtocol = state.bootProtocol
-            entryPoint = state.entryPoint
         }
     }
 

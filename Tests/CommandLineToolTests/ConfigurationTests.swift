@@ -130,25 +130,6 @@ struct ConfigurationTests {
         #expect(mine == theirs)
     }
 
-    @Test("Random bytes are refused or taken, and never more than that")
-    func randomBytes() {
-        var generator = SystemRandomNumberGenerator()
-        let pieces = [
-            "{", "}", "[", "]", ":", ",", "\"", "\\", "- ", "\n", "a", "1", "&x ", "*x", "!!str ", "\t", "|", "'",
-        ]
-        for _ in 0..<20_000 {
-            var bytes: [UInt8] = []
-            for _ in 0..<Int.random(in: 0..<24, using: &generator) {
-                bytes += Array((pieces.randomElement(using: &generator) ?? "").utf8)
-                if Int.random(in: 0..<9, using: &generator) == 0 {
-                    bytes.append(.random(in: 0...255, using: &generator))
-                }
-            }
-            _ = try? JSONReader.read(bytes)
-            _ = try? YAMLReader.read(bytes)
-        }
-    }
-
     @Test("Every option is in the schema, and the schema is JSON")
     func schema() throws {
         let text = RunOptionTable.run.schema.text()

@@ -51,6 +51,24 @@ struct SnapshotTests {
         #expect(client.lookUp("f55").error == 0)
     }
 
+    @Test("A state whose numbers are used up is refused: the next file would have none")
+    func numbersUsedUp() throws {
+        let first = ShareClient(try FileShare(path: folder.path))
+        _ = first.initialize()
+        folder.make("file")
+        let saved = first.share.save()
+        for change in [{ $0.nextNode = .max }, { $0.nextHandle = .max }] as [(inout ShareSnapshot) -> Void] {
+            var changed = saved
+            change(&changed)
+            let share = try FileShare(path: folder.path)
+            #expect(share.restore(changed) == nil)
+            let client = ShareClient(share)
+            _ = client.initialize()
+            #expect(
+                client.read(client.find("file"), client.open(client.find("file")).u64(0), at: 0, count: 9).error == 0)
+        }
+    }
+
     @Test("A share goes on where it was saved, and what is gone is stale")
     func roundTrip() throws {
         let first = ShareClient(try FileShare(path: folder.path))

@@ -1,3 +1,4 @@
+import Fuzzing
 import Glibc
 import Host
 import HostNetwork
@@ -124,18 +125,6 @@ private struct FrameFuzzer {
     }
 }
 
-private func setting(_ name: String) -> UInt64? { getenv(name).flatMap { UInt64(String(cString: $0)) } }
-
-/// Calls `body` with one seed after the other for MARTLET_FUZZ_SECONDS (2), from MARTLET_FUZZ_SEED (1) on.
-private func forSeeds(_ body: (UInt64) throws -> Void) rethrows {
-    let end = HostClock.monotonicNanoseconds + (setting("MARTLET_FUZZ_SECONDS") ?? 2) * 1_000_000_000
-    var seed = setting("MARTLET_FUZZ_SEED") ?? 1
-    while HostClock.monotonicNanoseconds < end {
-        try body(seed)
-        seed += 1
-    }
-}
-
 private func openDescriptors() -> Int {
     (0..<1024).filter { fcntl(Int32($0), F_GETFD) >= 0 }.count
 }
@@ -143,7 +132,7 @@ private func openDescriptors() -> Int {
 /// Nothing that a guest sends may trap, pass the policy by a trick, or leave something behind.
 @Suite(.serialized) struct FuzzTests {
     @Test func offloads() {
-        forSeeds { seed in
+        for seed in FuzzSeeds(seconds: 2) {
             var fuzzer = FrameFuzzer(seed: seed)
             for _ in 0..<50 {
                 let frame = fuzzer.frame()
@@ -158,7 +147,7 @@ private func openDescriptors() -> Int {
 
     /// Under `none` only ARP and requests for a lease pass, whatever the rest of the frame says.
     @Test func policies() {
-        forSeeds { seed in
+        for seed in FuzzSeeds(seconds: 2) {
             var fuzzer = FrameFuzzer(seed: seed)
             var none = EgressFilter(.none, hasIPv6: false, publishedUDPPorts: [], log: { _, _ in })
             var host = EgressFilter(.host, hasIPv6: true, publishedUDPPorts: [], log: { _, _ in })
@@ -186,7 +175,7 @@ private func openDescriptors() -> Int {
     @Test(.enabled(if: canMakeNetworks, "needs the right to make network namespaces")) func libslirp() throws {
         let before = openDescriptors()
         _ = try inNewNetwork {
-            try forSeeds { seed in
+            for seed in FuzzSeeds(seconds: 2) {
                 var fuzzer = FrameFuzzer(seed: seed)
                 // Each has a port of its own: a process that another test starts meanwhile holds this one's listener
                 // from its fork to its exec, though it is closed here.
@@ -221,7 +210,7 @@ private func openDescriptors() -> Int {
     @Test func backend() throws {
         let guest = try TestGuest(UserConfiguration(egress: .none))
         let lease = try #require(guest.lease())
-        forSeeds { seed in
+        for seed in FuzzSeeds(seconds: 2) {
             var fuzzer = FrameFuzzer(seed: seed)
             for _ in 0..<50 { guest.send(fuzzer.frame(), fuzzer.header()) }
             while guest.waiting > 0 { _ = guest.next(seconds: 0.01) }

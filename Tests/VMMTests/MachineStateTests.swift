@@ -88,7 +88,7 @@ struct MachineStateTests {
             let port = try NetworkPort(
                 NetworkConfiguration(.tap(.name("mt0"))).open(log: { _ in }))
             let server = LoopbackSocket(isUDP: false, address: 0x0A09_0001)
-            let received = Received()
+            let received = ReceivedStream()
             let thread = try HostThread(name: "server") { received.serve(server) }
             let script = Self.work.replacingOccurrences(of: "$LINES", with: "\(lines)")
                 .replacingOccurrences(of: "$PORT", with: "\(server.port)")
@@ -116,7 +116,7 @@ struct MachineStateTests {
             let steps = zip(times, times.dropFirst()).map { $1 - $0 }
             #expect(steps.allSatisfy { $0 >= 0 && $0 < 5 }, "\(steps)")
             #expect(received.text == (1...lines).map { "\($0)\n" }.joined())
-            #expect(guest.output.contains("answer \(Received.answer.count)\n"), "\(guest.output)")
+            #expect(guest.output.contains("answer \(ReceivedStream.answer.count)\n"), "\(guest.output)")
             return true
         }
         #expect(isDone == true)
@@ -204,23 +204,5 @@ private final class FullDisk: BlockBackend {
     func discard(at offset: UInt64, count: UInt64) throws(BlockError) {}
     func writeZeroes(at offset: UInt64, count: UInt64, mayUnmap: Bool) throws(BlockError) {
         try image.writeZeroes(at: offset, count: count, mayUnmap: mayUnmap)
-    }
-}
-
-/// One connection's bytes, and an answer as large as its sender's buffers are not.
-private final class Received: Sendable {
-    static let answer = [UInt8](repeating: 0x41, count: 3_000_000)
-    private let bytes = Mutex<[UInt8]>([])
-    var text: String { bytes.withLock { String(decoding: $0, as: UTF8.self) } }
-
-    func serve(_ server: LoopbackSocket) {
-        // An interpreted guest takes longer to come than one wait lasts.
-        var caller: LoopbackSocket?
-        for _ in 0..<6 where caller == nil { caller = server.acceptOne() }
-        guard let client = caller else { return }
-        guard let writer = try? HostThread(name: "answer", { _ = client.writeAll(Self.answer) }) else { return }
-        while case let chunk = client.read(upTo: 65_536), !chunk.isEmpty { bytes.withLock { $0 += chunk } }
-        writer.join()
-        client.finishWriting()
     }
 }

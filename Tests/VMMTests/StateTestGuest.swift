@@ -16,7 +16,11 @@ final class StateTestGuest {
             ?? (getenv("HOME").map { String(cString: $0) } ?? "/root") + "/.cache") + "/martlet/guest"
     static let isPresent = exists(directory + "/vmlinuz") && exists(directory + "/initramfs.cpio")
 
-    private let configuration: MachineConfiguration
+    /// A program for it (Guests/guest-tool.c).
+    static let tool = ".build/guests/guest-tool"
+
+    private var configuration: MachineConfiguration
+    private let makeDevices: () throws -> [DeviceConfiguration]
     private let system: any HypervisorSystem
     private let activity: EventNotifier
     private(set) var machine: Machine
@@ -24,16 +28,21 @@ final class StateTestGuest {
     private(set) var output = ""
     private(set) var console = ""
 
-    /// `script` runs in the guest's shell; when it ends the guest switches itself off.
-    init(_ script: String, devices: [DeviceConfiguration] = [], on system: any HypervisorSystem) throws {
+    /// `script` runs in the guest's shell; when it ends the guest switches itself off. `devices` are asked for again for
+    /// each machine that takes the place of another.
+    init(
+        _ script: String, append: String = "", devices: @autoclosure @escaping () throws -> [DeviceConfiguration] = [],
+        on system: any HypervisorSystem
+    ) throws {
         let initramfs = try HostFile(path: Self.directory + "/initramfs.cpio", role: "initramfs")
         let command = GuestCommand(arguments: ["sh", "-c", script])
         configuration = MachineConfiguration(
             memorySize: 256 << 20, kernel: try HostFile(path: Self.directory + "/vmlinuz", role: "kernel"),
             modules: [BootModule(file: JoinedFile(initramfs, followedBy: command.archive))],
             commandLine: "console=ttyS0 panic=-1 cryptomgr.notests nokaslr mitigations=off tsc=reliable "
-                + "no_timer_check i8042.noaux i8042.nokbd rdinit=/init",
-            serial: .defaultGuest, devices: devices)
+                + "no_timer_check i8042.noaux i8042.nokbd rdinit=/init " + append,
+            serial: .defaultGuest, devices: try devices())
+        makeDevices = devices
         self.system = system
         activity = try EventNotifier()
         machine = try Machine(configuration, on: system, activity: activity)
@@ -58,6 +67,13 @@ final class StateTestGuest {
         }
         take()
         return output.contains(text)
+    }
+
+    /// Until something is so; false when the time is up or the machine has ended.
+    func waits(seconds: UInt64, until isSo: () -> Bool) -> Bool {
+        let limit = HostClock.monotonicNanoseconds + seconds * 1_000_000_000
+        while !isSo(), machine.result == nil, HostClock.monotonicNanoseconds < limit { carry(milliseconds: 2) }
+        return isSo()
     }
 
     /// For so long, as a session does it.
@@ -92,6 +108,7 @@ final class StateTestGuest {
         stop()
         take()
         HostClock.sleep(nanoseconds: pause)
+        configuration.devices = try makeDevices()
         machine = try Machine(restoring: state, configuration, on: system, activity: activity)
         try machine.start()
         return true

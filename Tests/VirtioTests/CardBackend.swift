@@ -50,7 +50,7 @@ final class CardBackend: NetworkBackend {
 
     func start(_ receiver: any FrameReceiver) throws(NetworkError) { state.withLock { $0.receiver = receiver } }
     func setReceiveOffloads(_ offloads: Offloads) throws(NetworkError) { state.withLock { $0.offloads = offloads } }
-    func close() {}
+    func close() { state.withLock { $0.receiver = nil } }
 
     func send(_ header: VirtualNetworkHeader, _ pieces: FramePieces) -> SendOutcome {
         let bytes = pieces.copied

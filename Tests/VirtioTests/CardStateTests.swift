@@ -211,6 +211,8 @@ struct CardStateTests {
             _ = try driver.request([.readable(VirtualNetworkHeader().bytes + frame)], queue: 1)
             #expect(backend.takeSent() == [Frame(frame)], "seed \(seed)")
             driver.transport.shutDown()
+            card.unplug()
+            port.close()
         }
     }
 

@@ -1,3 +1,4 @@
+import DeviceModel
 import Host
 import Testing
 
@@ -187,6 +188,72 @@ struct ConsoleEndpointTests {
             try eventually {
                 try view.update(driver); return view.isConnected == true
             })
+        driver.transport.shutDown()
+        endpoint.close()
+    }
+
+    @Test("A client stays through a save, and the guest never hears that it went")
+    func saved() throws {
+        let path = folder.path + "/s"
+        let endpoint = try ConsoleEndpoint(name: "agent", listeningAt: path)
+        var (_, driver) = try start(endpoint)
+        let client = StreamSocket(connectingTo: path)
+        let view = View()
+        #expect(
+            try eventually {
+                try view.update(driver); return view.isConnected == true
+            })
+        for round in 0..<20 {
+            driver.transport.pause()
+            let saved = try VirtioPCISavedState(encoded: driver.transport.save().encoded())
+            driver.transport.shutDown()
+            endpoint.unplug()
+            let console = try VirtioConsole(
+                restoring: VirtioConsoleSavedState(encoded: saved.device), ports: [.init(name: "agent")],
+                sink: ConsoleEndpoints([endpoint]))
+            endpoint.plug(into: console, port: 0)
+            let state = try VirtioConsoleSavedState(encoded: console.saveState())
+            #expect(state.ports[0].isConnected && !state.ports[0].endsAfterInput && state.control.isEmpty)
+            let transport = try VirtioPCIDevice(restoring: saved, console, memory: driver.memory)
+            driver = ModelDriver(continuing: driver, with: transport)
+            transport.resume()
+            let word = Array("word \(round)".utf8)
+            #expect(client?.send(word[...]) == word.count)
+            #expect(try received(driver, count: word.count) == word)
+            try view.update(driver)
+            #expect(view.hellos == 1 && view.isConnected == true)
+        }
+        driver.transport.shutDown()
+        endpoint.close()
+    }
+
+    @Test("What a client sends while the device stands still is not taken by one that was saved already")
+    func sentAfterSave() throws {
+        let path = folder.path + "/s"
+        let endpoint = try ConsoleEndpoint(name: "agent", listeningAt: path)
+        var (_, driver) = try start(endpoint)
+        let client = StreamSocket(connectingTo: path)
+        #expect(client?.send(Array("first".utf8)[...]) == 5)
+        #expect(try received(driver, count: 5) == Array("first".utf8))
+        for round in 0..<10 {
+            driver.transport.pause()
+            let saved = try VirtioPCISavedState(encoded: driver.transport.save().encoded())
+            let word = Array("word \(round)".utf8)
+            #expect(client?.send(word[...]) == word.count)
+            HostClock.sleep(nanoseconds: 5_000_000)
+            if round % 2 == 0 {
+                driver.transport.shutDown()
+                endpoint.unplug()
+                let console = try VirtioConsole(
+                    restoring: VirtioConsoleSavedState(encoded: saved.device), ports: [.init(name: "agent")],
+                    sink: ConsoleEndpoints([endpoint]))
+                endpoint.plug(into: console, port: 0)
+                let transport = try VirtioPCIDevice(restoring: saved, console, memory: driver.memory)
+                driver = ModelDriver(continuing: driver, with: transport)
+            }
+            driver.transport.resume()
+            #expect(try received(driver, count: word.count) == word)
+        }
         driver.transport.shutDown()
         endpoint.close()
     }

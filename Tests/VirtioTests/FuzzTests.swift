@@ -1,4 +1,5 @@
 import DeviceModel
+import Fuzzing
 import GuestMemory
 import Host
 import Testing
@@ -6,23 +7,14 @@ import X86
 
 @testable import Virtio
 
-#if canImport(Glibc)
-    import Glibc
-#endif
-
 /// Hostile drivers: whatever they write, the process lives, each notification ends, and a reset makes the device work.
 @Suite("Hostile virtio drivers")
 struct FuzzTests {
-    /// MARTLET_FUZZ_SECONDS makes each of them longer.
-    private static let seconds = getenv("MARTLET_FUZZ_SECONDS").flatMap { UInt64(String(cString: $0)) } ?? 2
-
-    private func run(seed: UInt64, _ body: (inout SeededGenerator) throws -> Void) rethrows {
-        let end = HostClock.monotonicNanoseconds + Self.seconds * 1_000_000_000
-        var number = seed << 32
-        while HostClock.monotonicNanoseconds < end {
-            var generator = SeededGenerator(seed: number)
+    /// `test` makes the same seed another one for each test.
+    private func run(test: UInt64, _ body: (inout SeededGenerator) throws -> Void) rethrows {
+        for seed in FuzzSeeds(seconds: 2) {
+            var generator = SeededGenerator(seed: seed ^ test << 48)
             try body(&generator)
-            number += 1
         }
     }
 
@@ -49,7 +41,7 @@ struct FuzzTests {
     @Test("Rings full of noise", arguments: BlockPath.available, [false, true])
     func rings(path: BlockPath, isPacked: Bool) throws {
         let memory = try ModelDriver.makeMemory()
-        try run(seed: isPacked ? 1 : 2) { generator in
+        try run(test: isPacked ? 1 : 2) { generator in
             let style = DriverStyle(
                 isPacked: isPacked, usesIndirect: true, hasEventIndex: generator.next() & 1 == 0,
                 isInOrder: generator.next() & 1 == 0)
@@ -92,7 +84,7 @@ struct FuzzTests {
     @Test("Consoles and balloons whose drivers send noise", arguments: [false, true])
     func consoleAndBalloon(isPacked: Bool) throws {
         let memory = try ModelDriver.makeMemory()
-        try run(seed: isPacked ? 4 : 5) { generator in
+        try run(test: isPacked ? 4 : 5) { generator in
             let sink = NoiseSink()
             let console = VirtioConsole(
                 ports: [.init(name: "a"), .init(isConsole: true), .init(name: "c")], sink: sink)
@@ -137,7 +129,7 @@ struct FuzzTests {
     @Test("Registers and configuration space full of noise")
     func registers() throws {
         let memory = try ModelDriver.makeMemory()
-        try run(seed: 3) { generator in
+        try run(test: 3) { generator in
             let device = EchoDevice(queueCount: 2)
             let driver = try ModelDriver(device, memory: memory)
             let function = driver.transport.function

@@ -16,7 +16,7 @@ final class SocketRig {
     let path: String
     let driver: ModelDriver
     private let directory: String
-    private var endpoint: SocketEndpoint?
+    private(set) var endpoint: SocketEndpoint?
     /// Packets that came with others.
     private var waiting: [Packet] = []
 
@@ -436,5 +436,30 @@ struct SocketTests {
         driver.notify(1)
         let used = try #require(driver.waitForUsed(0, count: 1).first)
         #expect(VsockHeader(Array(used.bytes.prefix(44)))?.operation == VsockOperation.reset.rawValue)
+    }
+
+    @Test("After a restore the driver hears of the reset first, also where a client has been waiting")
+    func resetComesFirst() throws {
+        for _ in 0..<20 {
+            let rig = try SocketRig()
+            try rig.driver.queues[2].submit([.writable(4)])
+            try rig.driver.enableVectors()
+            rig.driver.transport.pause()
+            let saved = rig.driver.transport.save()
+            let endpoint = try SocketEndpoint(path: rig.path + "-2", guestCID: 43)
+            defer { endpoint.close() }
+            let client = try #require(StreamSocket(connectingTo: rig.path + "-2"))
+            #expect(client.send(Array("CONNECT 7\n".utf8)[...]) == 10)
+            let state = try VirtioSocketSavedState(encoded: saved.device)
+            let transport = try VirtioPCIDevice(
+                restoring: saved, VirtioSocket(restoring: state, endpoint), memory: rig.driver.memory)
+            let driver = ModelDriver(continuing: rig.driver, with: transport)
+            transport.resume()
+            let used = try #require(driver.waitForUsed(0, count: 1).first)
+            #expect(VsockHeader(Array(used.bytes.prefix(44)))?.operation == VsockOperation.request.rawValue)
+            // The vectors of the event queue and of the receive queue.
+            #expect(driver.connection.takeMessages().map(\.data) == [3, 1])
+            transport.shutDown()
+        }
     }
 }

@@ -69,15 +69,18 @@ final class PCIBoard: Sendable {
             try DiskRing.make(for: configuration, isImmediate: isImmediate)
         }
         let workshop = PCIDeviceWorkshop(console: console, runner: runner, isImmediate: isImmediate)
+        var sharedDoorbells: DoorbellThread?
+        var devices: [any VirtioDevice] = []
         do {
-            doorbells = isImmediate || configurations.isEmpty ? nil : try DoorbellThread()
+            if !isImmediate, !configurations.isEmpty { sharedDoorbells = try DoorbellThread() }
             for (index, (configuration, place)) in zip(configurations, layout.places).enumerated() {
                 let state = try saved.map { try VirtioPCISavedState(encoded: $0.devices[index]) }
                 let device = try workshop.device(configuration, ring: rings[index], saved: state?.device)
+                devices.append(device)
                 let name = "\(device.kind.name) \(place.deviceAddress)"
                 let log = DeviceLog(name: name, sink: onTrouble)
                 (device as? VirtioBlock)?.onHold { onHold("\(name): \($0)") }
-                var thread = doorbells
+                var thread = sharedDoorbells
                 if configuration.worksWhereNotified(ring: rings[index]), !isImmediate {
                     let own = try DoorbellThread()
                     ownDoorbells.append(own)
@@ -112,11 +115,13 @@ final class PCIBoard: Sendable {
                 }
                 entries.append(Entry(place: place, device: transport, port: port))
             }
-        } catch let error as SavedStateError {
-            throw MachineError("\(error)")
         } catch {
+            // What has been made has threads and a place at the host already.
+            Self.end(entries, devices, configurations, sharedDoorbells, ownDoorbells, runner)
+            if let error = error as? SavedStateError { throw MachineError("\(error)") }
             throw MachineError("\(error). Raise the limit of open files (ulimit -n) and try again.")
         }
+        doorbells = sharedDoorbells
         self.entries = entries
         self.ownDoorbells = ownDoorbells
         slots = layout.slots
@@ -249,12 +254,19 @@ final class PCIBoard: Sendable {
             return !done
         }
         guard isFirst else { return }
+        Self.end(entries, entries.map(\.device.device), configurations, doorbells, ownDoorbells, runner)
+    }
+
+    private static func end(
+        _ entries: [Entry], _ devices: [any VirtioDevice], _ configurations: [DeviceConfiguration],
+        _ doorbells: DoorbellThread?, _ ownDoorbells: [DoorbellThread], _ runner: any JobRunner
+    ) {
         doorbells?.stop()
         for entry in entries {
             entry.device.shutDown()
             entry.port?.disconnect()
-            (entry.device.device as? VirtioNet)?.unplug()
         }
+        for device in devices { (device as? VirtioNet)?.unplug() }
         for configuration in configurations {
             if case .ports(let endpoints) = configuration { for endpoint in endpoints { endpoint.unplug() } }
             if case .balloon(let control) = configuration { control.unplug() }

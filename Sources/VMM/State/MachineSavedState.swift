@@ -19,7 +19,7 @@ struct MachineSavedState: Sendable {
 
 /// The devices of a board: each one's place, and its state as its `DeviceSavedState` encodes it.
 struct BoardSavedState: Equatable, Sendable {
-    private(set) var devices: [String: [UInt8]] = [:]
+    var devices: [String: [UInt8]] = [:]
 
     mutating func add(_ place: String, _ state: some DeviceSavedState) { devices[place] = state.encoded() }
 

@@ -48,12 +48,14 @@ final class ConsoleSocket: Sendable {
 
     func wake() { bell.signal() }
 
+    /// The console hears at once whether there is a client: a guest that goes on where it was saved must not hear that
+    /// its client has gone and come.
     func plug(into console: VirtioConsole, port: Int) {
-        // Before the thread knows the console: it tells what is so.
-        console.setConnected(false, port: port)
         state.withLock { state in
+            console.setConnected(state.client != nil, port: port)
             state.console = console
             state.port = port
+            // A client that comes or goes now is told by the thread, which may not have known the console.
             state.isUntold = true
         }
         bell.signal()

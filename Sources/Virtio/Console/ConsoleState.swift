@@ -22,6 +22,8 @@ struct ConsoleState: Equatable, Sendable {
     var control: [[UInt8]] = []
     /// Ports that the guest has opened just now.
     private var opened: [Int] = []
+    /// Ports whose host has more than was taken; at the beginning that is not known.
+    var offered: Set<Int>
 
     /// A guest that asks and never listens is not answered any more.
     static let controlLimit = 256
@@ -30,6 +32,15 @@ struct ConsoleState: Equatable, Sendable {
         self.columns = columns
         self.rows = rows
         ports = Array(repeating: Port(), count: portCount)
+        offered = Set(0..<portCount)
+    }
+
+    /// Bytes of the host for the guest, as many as there is room for.
+    mutating func accept(_ bytes: some Collection<UInt8>, _ port: Int) -> Int {
+        let accepted = bytes.prefix(max(0, VirtioConsole.inputLimit - ports[port].input.count))
+        ports[port].input += accepted
+        if accepted.count == bytes.count { offered.remove(port) }
+        return accepted.count
     }
 
     mutating func open(_ port: Int, _ isOpen: Bool) {

@@ -140,15 +140,23 @@ public final class VirtioConsole: VirtioDevice {
     // MARK: For the host's side
 
     /// Bytes for the guest; how many there was room for. None for a port that the guest has not opened: its driver throws
-    /// them away, and a reset would lose them.
+    /// them away, and a reset would lose them. None for a port while the device stands still: what it was saved with may
+    /// be all that lives on. The sink hears when there is room again.
     public func receive(_ bytes: some Collection<UInt8>, port: Int) -> Int {
-        guard ports.indices.contains(port), ports[port].isConsole || isOpen(port: port) else { return 0 }
-        let count = state.withLock { state in
-            let accepted = bytes.prefix(Self.inputLimit - state.ports[port].input.count)
-            state.ports[port].input += accepted
-            return accepted.count
+        guard ports.indices.contains(port) else { return 0 }
+        guard !ports[port].isConsole else {
+            let count = state.withLock { $0.accept(bytes, port) }
+            withContext { _ = sendInput(port, $0) }
+            return count
         }
-        withContext { _ = sendInput(port, $0) }
+        // Before it is tried, so that whoever makes room, or starts the device, knows of it.
+        state.withLock { _ = $0.offered.insert(port) }
+        var count = 0
+        withContext { context in
+            guard isOpen(port: port) else { return }
+            count = state.withLock { $0.accept(bytes, port) }
+            _ = sendInput(port, context)
+        }
         return count
     }
 
@@ -207,12 +215,13 @@ public final class VirtioConsole: VirtioDevice {
         guard ports[port].isConsole || isOpen(port: port) else { return false }
         let before = state.withLock { $0.ports[port].input.count }
         let hasMore = fillBuffers(port, context)
-        let left = state.withLock { state in
+        let (left, isOffered) = state.withLock { state in
             state.disconnectIfDrained(port)
-            return state.ports[port].input.count
+            let left = state.ports[port].input.count
+            return (left, left < Self.inputLimit && state.offered.remove(port) != nil)
         }
         if left == 0 { _ = sendControl(context) }
-        if left < before { sink.inputSpaceAvailable(port: port) }
+        if left < before || isOffered { sink.inputSpaceAvailable(port: port) }
         return hasMore
     }
 

@@ -183,6 +183,8 @@ struct SocketState: Sendable {
 
     /// Takes the guest's packets and sends it others, as far as there are buffers. True: there is more to do.
     mutating func exchange(_ context: VirtioContext) -> Bool {
+        // Before anything of a new connection, which the driver would close with the old ones.
+        if owesTransportReset { _ = sendEvents(context) }
         let hasMorePackets = takePackets(context)
         let waited = refusals.count >= Self.refusalLimit
         return send(context) || hasMorePackets || (waited && refusals.count < Self.refusalLimit)
