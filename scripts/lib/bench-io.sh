@@ -135,6 +135,8 @@ measure_disks() {
     for format in raw qcow2; do
         mapfile -t jobs < <(jobs_of "$format" "$@")
         ((${#jobs[@]} > 0)) || continue
+        # Who comes first must not be the one that reads the image from the host's disk.
+        cat "$work/disk.$format" >/dev/null
         run_io_guest martlet "$round" "fio on $format" fio "disk 0 $disk_size ${jobs[*]}" \
             --disk "$work/disk.$format,format=$format,cache=writeback"
         [[ -z $with_qemu ]] || run_io_guest qemu "$round" "fio on $format" fio "disk 0 $disk_size ${jobs[*]}" \
