@@ -27,6 +27,11 @@ long host_preadv(int fd, const struct iovec *pieces, size_t count, uint64_t offs
     return result_or_errno(preadv(fd, pieces, (int)(count > IOV_MAX ? IOV_MAX : count), (off_t)offset));
 }
 
+long host_preadv_cached(int fd, const struct iovec *pieces, size_t count, uint64_t offset) {
+    if (!is_offset(offset, 0)) return -EINVAL;
+    return result_or_errno(preadv2(fd, pieces, (int)(count > IOV_MAX ? IOV_MAX : count), (off_t)offset, RWF_NOWAIT));
+}
+
 long host_pwritev(int fd, const struct iovec *pieces, size_t count, uint64_t offset) {
     if (!is_offset(offset, 0)) return -EFBIG;
     return result_or_errno(pwritev(fd, pieces, (int)(count > IOV_MAX ? IOV_MAX : count), (off_t)offset));

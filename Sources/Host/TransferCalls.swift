@@ -7,6 +7,15 @@ extension TransferMemory {
         transfer { pieces, count, done in host_preadv(file.rawValue, pieces, count, offset &+ UInt64(done)) }
     }
 
+    /// Fills it with what the page cache has at `offset` of an open file, without waiting. False: it has not all of it, and
+    /// some may be there already.
+    public func fillFromCache(of file: BorrowedDescriptor, at offset: UInt64) -> Bool {
+        pieces.withUnsafeBufferPointer { pieces in
+            guard let base = pieces.baseAddress else { return true }
+            return retryingInterrupted { host_preadv_cached(file.rawValue, base, pieces.count, offset) } == count
+        }
+    }
+
     /// Writes it at `offset` of an open file; the number of bytes, which is less where the file takes no more, or
     /// -errno.
     public func store(in file: BorrowedDescriptor, at offset: UInt64) -> Int {

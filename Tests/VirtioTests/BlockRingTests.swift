@@ -60,6 +60,38 @@ struct BlockRingTests {
         return (driver, bench)
     }
 
+    @Test("What the page cache has is read on the spot, the rest by the kernel")
+    func cachedReads() throws {
+        let path = "/var/tmp/martlet-cached-\(getpid())"
+        let bytes = (0..<1 << 20).map { UInt8(truncatingIfNeeded: $0 / 512 &* 7) }
+        let storage = try FileStorage(path: path, isWritable: true, createsNew: true)
+        defer { unlink(path) }
+        try storage.write(PageBuffer(bytes).memory, at: 0)
+        try storage.flush()
+        let file = try #require(storage.descriptor)
+        let isKnown = PageBuffer(count: 4096).memory.fillFromCache(of: file, at: 0)
+        let (driver, bench) = try start(ImageDisk(try RawDisk(storage)))
+        let ring = try #require(bench.ring)
+        func readAll() throws {
+            for sector in stride(from: UInt64(0), to: 2048, by: 8) {
+                let used = try driver.request([header(0, sector), .writable(4096), .writable(1)])
+                let expected = bytes[Int(sector) * 512..<Int(sector) * 512 + 4096] + [0]
+                #expect(used?.bytes == Array(expected))
+            }
+        }
+        try readAll()
+        if isKnown { #expect(ring.submissionCount == 0) }
+        for _ in 0..<3 {
+            posix_fadvise(file.rawValue, 0, 0, POSIX_FADV_DONTNEED)
+            // Of a file in memory only, the host drops nothing.
+            let isCold = !PageBuffer(count: 4096).memory.fillFromCache(of: file, at: 0)
+            let before = ring.submissionCount
+            try readAll()
+            if isCold { #expect(ring.submissionCount > before) }
+        }
+        driver.transport.shutDown()
+    }
+
     @Test("32 requests are with the kernel at once, after one system call")
     func inFlight() throws {
         let disk = try PipeDisk()

@@ -11,6 +11,9 @@
 
 /// At most IOV_MAX pieces are taken; the result says how far it came.
 long host_preadv(int fd, const struct iovec *_Nonnull pieces, size_t count, uint64_t offset);
+/// Only what the page cache has (RWF_NOWAIT, preadv2(2)); -EAGAIN where that is nothing, -EOPNOTSUPP where the file system
+/// cannot tell.
+long host_preadv_cached(int fd, const struct iovec *_Nonnull pieces, size_t count, uint64_t offset);
 long host_pwritev(int fd, const struct iovec *_Nonnull pieces, size_t count, uint64_t offset);
 long host_fdatasync(int fd);
 

@@ -25,6 +25,8 @@ public final class VirtioBlock: VirtioDevice {
     let limiter: Mutex<TrafficLimiter>
     /// Until then, in monotonic nanoseconds, writes into the page cache are expected to take long.
     let slowWritesUntil = Atomic<UInt64>(0)
+    /// Reads left that are not tried from the page cache, since it did not have one.
+    let coldReads = Atomic<Int>(0)
 
     static let sectorSize: UInt64 = 512
     private static let queueSize: UInt16 = 256
