@@ -90,7 +90,7 @@ import Testing
                 mine.isDefined
                 ? (other.isDefined ? "length of \(other.mnemonic)" : "only here: \(mine.mnemonic)")
                 : "only Zydis: \(set) \(other.mnemonic)"
-            if isAccepted(mine, other, set, bytes) { continue }
+            if isAccepted(mine, other, set, bytes, bits: bits) { continue }
             let hex = bytes.map { String($0, radix: 16) }.joined(separator: " ")
             if differences[kind] == nil { differences[kind] = "\(hex) (\(mine.length), \(other.length))" }
         }
@@ -124,8 +124,21 @@ import Testing
         "wrfsbase", "wrgsbase", "swapgs", "nop",
     ]
 
-    private func isAccepted(_ mine: Verdict, _ other: Verdict, _ set: String, _ bytes: [UInt8]) -> Bool {
-        if mine.isDefined { return !other.isDefined && Self.foundLater.contains(mine.mnemonic) }
+    /// Zydis lets W of a conversion from a general register count outside 64-bit mode; processors do not (as in
+    /// `WideDecoderTests`).
+    private static func isNarrowConversion(_ bytes: [UInt8]) -> Bool {
+        guard let start = bytes.firstIndex(of: 0x62), start + 4 < bytes.count else { return false }
+        let (p0, p1, p2, opcode) = (bytes[start + 1], bytes[start + 2], bytes[start + 3], bytes[start + 4])
+        return p0 & 3 == 1 && p1 & 0x83 == 0x83 && p2 & 0x10 != 0 && (opcode == 0x2A || opcode == 0x7B)
+    }
+
+    private func isAccepted(
+        _ mine: Verdict, _ other: Verdict, _ set: String, _ bytes: [UInt8], bits: Int32
+    ) -> Bool {
+        if mine.isDefined {
+            let isNarrow = bits != 64 && mine.mnemonic == "vector" && Self.isNarrowConversion(bytes)
+            return !other.isDefined && (isNarrow || Self.foundLater.contains(mine.mnemonic))
+        }
         if Self.absent.contains(set) || Self.undefined.contains(other.mnemonic) { return true }
         if let optional = Self.optional.first(where: { $0.set == set }) { return !optional.isThere }
         if WideDecoderTests.isAbsent(set) || set.hasPrefix("PADLOCK") { return true }
