@@ -8,18 +8,6 @@ import Testing
     import Glibc
 #endif
 
-/// Numbers that are the same in every run.
-struct SeededGenerator: RandomNumberGenerator {
-    private var state: UInt64
-    init(seed: UInt64) { state = seed &* 2_685_821_657_736_338_717 | 1 }
-    mutating func next() -> UInt64 {
-        state ^= state << 13
-        state ^= state >> 7
-        state ^= state << 17
-        return state
-    }
-}
-
 @Suite("Hostile guests of a share")
 struct ShareFuzzTests {
     private static let names = [

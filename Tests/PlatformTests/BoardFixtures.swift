@@ -1,4 +1,5 @@
 import DeviceModel
+import Fuzzing
 import GuestMemory
 import Host
 import Platform
@@ -58,21 +59,6 @@ final class RecordingTimer: DeviceTimer {
     var deadline: Duration? { last.withLock { $0 } }
 }
 
-/// SplitMix64: the same sequence on every run.
-struct SeededGenerator: RandomNumberGenerator {
-    private var state: UInt64
-
-    init(_ seed: UInt64) { state = seed }
-
-    mutating func next() -> UInt64 {
-        state &+= 0x9E37_79B9_7F4A_7C15
-        var value = state
-        value = (value ^ (value >> 30)) &* 0xBF58_476D_1CE4_E5B9
-        value = (value ^ (value >> 27)) &* 0x94D0_49BB_1331_11EB
-        return value ^ (value >> 31)
-    }
-}
-
 func makeMemory(_ layout: PhysicalMemoryMap) throws -> GuestMemory {
     GuestMemory(
         regions: try layout.ramRanges.map {
@@ -91,7 +77,7 @@ extension BusDevice {
 
     /// Random accesses of every width inside and a little outside of the registers; reads must fit their width.
     func endureRandomAccesses(seed: UInt64, count: Int = 20_000, span: UInt64 = 20) -> Bool {
-        var random = SeededGenerator(seed)
+        var random = SeededGenerator(seed: seed)
         let widths: [AccessWidth] = [.byte, .byte, .byte, .word, .double, .quad]
         for _ in 0..<count {
             let offset = random.next() % 50 == 0 ? random.next() : random.next() % span

@@ -68,7 +68,7 @@ private func isHarmless(_ request: BootRequest) -> Bool {
     func randomDamage(name: String, image: [UInt8]) throws {
         let module = BootModule(file: BootFileBytes(name: "module", [1, 2, 3]))
         for seed in FuzzSeeds(count: 1) {
-            var random = SeededGenerator(seed &* 0x1_0000 &+ UInt64(image.count))
+            var random = SeededGenerator(seed: seed &* 0x1_0000 &+ UInt64(image.count))
             for round in 0..<2000 {
                 var damaged = image
                 for _ in 0...Int(random.next() % 4) {

@@ -129,7 +129,7 @@ import Testing
 
     @Test func randomAccesses() throws {
         for seed in FuzzSeeds(count: 4) {
-            var random = SeededGenerator(seed)
+            var random = SeededGenerator(seed: seed)
             let clock = clock
             let rtc = CMOSRTC(layout: try PhysicalMemoryMap(memorySize: 1 << 30), line: line, wallClock: { clock.now })
             for _ in 0..<2000 {

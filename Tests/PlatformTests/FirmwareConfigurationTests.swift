@@ -101,7 +101,7 @@ import X86
 
     @Test func randomDescriptors() throws {
         for seed in FuzzSeeds(count: 4) {
-            var random = SeededGenerator(seed)
+            var random = SeededGenerator(seed: seed)
             #expect(device.endureRandomAccesses(seed: seed, count: 2000, span: 13), "seed \(seed)")
             for _ in 0..<200 {
                 let descriptor = random.next() % 0x10_0000 &+ 0x20_0000

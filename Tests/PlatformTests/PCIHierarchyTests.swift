@@ -151,7 +151,7 @@ import Testing
         // They keep each other.
         defer { child.disconnect() }
         for seed in FuzzSeeds(count: 4) {
-            var random = SeededGenerator(seed)
+            var random = SeededGenerator(seed: seed)
             for _ in 0..<20_000 {
                 let width = widths[Int(random.next() % 4)]
                 let place = address(random.next() % 8, random.next() % 5, random.next() % 4096)

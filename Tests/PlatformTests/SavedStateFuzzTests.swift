@@ -25,7 +25,7 @@ import Testing
     private func endure<Device: SavableDevice & BusDevice>(
         _ device: Device, _ seed: UInt64, restore: (Device.SavedState) throws -> Device
     ) throws {
-        var random = SeededGenerator(seed)
+        var random = SeededGenerator(seed: seed)
         #expect(device.endureRandomAccesses(seed: seed, count: 100))
         for _ in 0..<20 {
             let bytes = Damage.done(to: device.save().encoded(), behind: 4, using: &random)
@@ -52,7 +52,7 @@ import Testing
     }
 
     private func endureFunction(_ seed: UInt64) throws {
-        var random = SeededGenerator(seed)
+        var random = SeededGenerator(seed: seed)
         let widths: [AccessWidth] = [.byte, .word, .double]
         let function = Self.function()
         func use(_ function: PCIFunction) {
@@ -115,7 +115,7 @@ import Testing
     }
 
     private func endureRootPort(_ seed: UInt64) throws {
-        var random = SeededGenerator(seed)
+        var random = SeededGenerator(seed: seed)
         let child = Self.function()
         let port = PCIRootPort(slotNumber: 3, child: child)
         port.assign(bus: 9, memory: 0xC010_0000..<0xC030_0000)

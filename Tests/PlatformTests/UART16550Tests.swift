@@ -173,7 +173,7 @@ import Testing
         let good = uart.save().encoded()
         #expect(throws: SavedStateError.self) { try UART16550SavedState(encoded: Array(good.dropLast())) }
         #expect(throws: SavedStateError.self) { try UART16550SavedState(encoded: good + [0]) }
-        var random = SeededGenerator(7)
+        var random = SeededGenerator(seed: 7)
         for _ in 0..<2000 {
             var bytes = good
             bytes[Int(random.next() % UInt64(bytes.count))] = UInt8(truncatingIfNeeded: random.next())

@@ -1,5 +1,6 @@
 import DeviceModel
 import Disk
+import Fuzzing
 import GuestMemory
 import Host
 import Testing

@@ -1,5 +1,6 @@
 import DeviceModel
 import Disk
+import Fuzzing
 import Host
 import Synchronization
 import Testing

@@ -1,4 +1,5 @@
 import Disk
+import Fuzzing
 import Host
 import Testing
 

@@ -1,4 +1,5 @@
 import DeviceModel
+import Fuzzing
 import GuestMemory
 import Host
 import Synchronization
@@ -33,18 +34,6 @@ final class RecordingConnection: PCIConnection {
             defer { state.messages = [] }
             return state.messages
         }
-    }
-}
-
-/// Numbers that are the same in every run.
-struct SeededGenerator: RandomNumberGenerator {
-    private var state: UInt64
-    init(seed: UInt64) { state = seed &* 2_685_821_657_736_338_717 | 1 }
-    mutating func next() -> UInt64 {
-        state ^= state << 13
-        state ^= state >> 7
-        state ^= state << 17
-        return state
     }
 }
 

@@ -1,4 +1,5 @@
 import DeviceModel
+import Fuzzing
 import GuestMemory
 import Host
 import Testing
