@@ -114,8 +114,8 @@ extension VirtioBlock {
         }
     }
 
-    /// A small read of what the page cache has is done on the spot, which costs half of what the ring does. After one that
-    /// it did not have, some go the other way at once.
+    /// A small read of what the page cache has is done on the spot, without the ring's bookkeeping at both ends
+    /// (docs/decisions/0012). After one that it did not have, some go to the ring at once.
     private func readCached(_ transfer: Transfer, _ lease: BlockLease, _ files: [BorrowedDescriptor?]) -> Bool {
         guard transfer.data.count <= Self.quickReadLimit else { return false }
         guard coldReads.load(ordering: .relaxed) <= 0 else {
