@@ -283,8 +283,8 @@ public final class Processor {
         }
         let key = codeKey(page.pointee.guest_physical | UInt64(offset))
         s.pointee.counters.block_lookups &+= 1
-        if let found = jumps.target(state, rip, key) ?? cache.find(key) {
-            jumps.remember(state, rip, found, key)
+        if let found = jumps.target(s, rip, key) ?? cache.find(key) {
+            jumps.remember(s, rip, found, key)
             return found
         }
         let started = alu_rdtsc()
@@ -293,7 +293,7 @@ public final class Processor {
         martlet_set_activity(s, before)
         guard let decoded = block else { return nil }
         s.pointee.counters.decoding_cycles &+= alu_rdtsc() &- started
-        jumps.remember(state, rip, decoded, decoded.pointee.flags & InsnFlag.uncached == 0 ? key : .max)
+        jumps.remember(s, rip, decoded, decoded.pointee.flags & InsnFlag.uncached == 0 ? key : .max)
         return decoded
     }
 

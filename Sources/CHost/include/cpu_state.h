@@ -124,8 +124,8 @@ typedef struct martlet_site {
     uint8_t flags;   // MARTLET_SITE_*
     uint16_t limit;  // page size - size of what is accessed
     uint8_t misses;  // counts and wraps
-    uint8_t jumps;   // misses from a page to another one that is not its neighbour; as `misses`
-    uint32_t wrapped; // time stamp of the last wrap of `misses`, low half
+    uint8_t jumps;   // misses from a page to another one that is not its neighbour, of supervisor code; 128 at most
+    uint32_t wrapped; // time stamp of the last time that either was full, low half
     uint32_t local_index; // in the lists of sites
     void *_Nullable alternative; // of a site for several accesses: the same code with a compare for each
     uint32_t global_index;

@@ -84,8 +84,8 @@ extension VirtioBlock {
         guard let lease = backend.lease(transfer.segments, at: transfer.offset, forWriting: transfer.isWrite) else {
             return handOver(.execute(chain), index, context)
         }
-        let files = lease.parts.map { $0.storage.descriptor(for: $0.memory, at: $0.offset) }
-        guard files.allSatisfy({ $0 != nil }) else {
+        let files = lease.parts.compactMap { $0.storage.descriptor(for: $0.memory, at: $0.offset) }
+        guard files.count == lease.parts.count else {
             lease.release()
             return handOver(.execute(chain), index, context)
         }
@@ -104,7 +104,6 @@ extension VirtioBlock {
         }
         guard !lease.parts.isEmpty else { return conclude(transfer, lease, failed: false, chain, index, context) }
         for (part, file) in zip(lease.parts, files) {
-            guard let file else { continue }
             let memory = part.memory
             if transfer.isWrite {
                 ring.write(memory, to: file, at: part.offset) { end($0, memory) }
@@ -116,14 +115,14 @@ extension VirtioBlock {
 
     /// A small read of what the page cache has is done on the spot, without the ring's bookkeeping at both ends
     /// (docs/decisions/0012). After one that it did not have, some go to the ring at once.
-    private func readCached(_ transfer: Transfer, _ lease: BlockLease, _ files: [BorrowedDescriptor?]) -> Bool {
+    private func readCached(_ transfer: Transfer, _ lease: BlockLease, _ files: [BorrowedDescriptor]) -> Bool {
         guard transfer.data.count <= Self.quickReadLimit else { return false }
         guard coldReads.load(ordering: .relaxed) <= 0 else {
             coldReads.subtract(1, ordering: .relaxed)
             return false
         }
         for (part, file) in zip(lease.parts, files) {
-            guard let file, part.memory.fillFromCache(of: file, at: part.offset) else {
+            guard part.memory.fillFromCache(of: file, at: part.offset) else {
                 coldReads.store(Self.readsAfterCold, ordering: .relaxed)
                 return false
             }
