@@ -101,6 +101,48 @@ martlet_enter_translated:
     addq MARTLET_TLB(%r15), \register
 .endm
 
+// The same with less code at the site: its number on the stack, and in r14 how far the address is from the tag.
+    .globl martlet_number_missed
+    .type martlet_number_missed, @function
+    .balign 16
+martlet_number_missed:
+    popq %r13
+    shlq $6, %r13
+    addq MARTLET_RECORDS(%r15), %r13
+    testb $4, SITE_KIND(%r13)
+    jnz 1f
+    addq SITE_TAG(%r13), %r14
+    xchgq %r13, %r14
+    jmp martlet_site_missed
+1:  testb $2, SITE_FLAGS(%r13)
+    jnz 2f
+    xorq SITE_TAG(%r13), %r14
+    xchgq %r13, %r14
+    jmp martlet_site_missed
+2:  movq %rcx, 8(%r15)                  // a group's: rotated by the bits that must be 0
+    movzbl SITE_SIZE(%r13), %ecx
+    bsfl %ecx, %ecx
+    rolq %cl, %r14
+    movq 8(%r15), %rcx
+    addq SITE_TAG(%r13), %r14
+    xchgq %r13, %r14
+    jmp martlet_site_missed
+    .size martlet_number_missed, . - martlet_number_missed
+
+// And with the guest's flags in the host's: the site's number on the stack, the guest address in r13.
+    .globl martlet_number_missed_flags
+    .type martlet_number_missed_flags, @function
+    .balign 16
+martlet_number_missed_flags:
+    popq %r14
+    movq %rax, 0(%r15)
+    SAVE_FLAGS
+    movq 0(%r15), %rax
+    shlq $6, %r14
+    addq MARTLET_RECORDS(%r15), %r14
+    jmp martlet_site_missed
+    .size martlet_number_missed_flags, . - martlet_number_missed_flags
+
 // A data access whose page is not the one that its site used last: guest address in r13, site in r14. Fills the site
 // from the TLB and tries again, or has the helper resolve this one access. The flags are lost (where they matter they
 // are in the state already).
@@ -189,7 +231,10 @@ martlet_site_missed:
     jae 21f
 16: movq 16(%r15), %rdx
     movq 8(%r15), %rcx
-    movq 0(%r15), %rax
+23: testb $16, SITE_KIND(%r14)
+    jz 24f
+    LOAD_FLAGS
+24: movq 0(%r15), %rax
     jmp *SITE_RETRY(%r14)
 
 // Code is made that looks at the TLB each time for a site that changes its page too often: by 256 misses in a very short
@@ -223,8 +268,7 @@ martlet_site_missed:
     movl %ebx, %r13d
     call martlet_restore_vectors
 17: LOAD_REGISTERS
-    movq 0(%r15), %rax
-    jmp *SITE_RETRY(%r14)
+    jmp 23b
 
 // Not settled by the TLB.
 3:  testb $2, SITE_FLAGS(%r14)
@@ -277,8 +321,11 @@ martlet_site_missed:
     jmp 10f
 9:  movq MARTLET_ACCESS_ADDRESS(%r15), %r13
 10: addq SITE_RETRY(%r14), %rax
+    testb $16, SITE_KIND(%r14)
     movq %rax, %r14
-    movq 0(%r15), %rax
+    jz 25f
+    LOAD_FLAGS
+25: movq 0(%r15), %rax
     jmp *%r14
 
 // One compare for several accesses does not do: each on its own.
@@ -586,18 +633,19 @@ martlet_jump_translated:
     RETURN_TO_LOOP
     .size martlet_jump_translated, . - martlet_jump_translated
 
-// A direct branch in r14 to the guest address in r13, whose translated target is not known yet.
+// A direct branch, its number on the stack, whose translated target is not known yet.
+    .globl martlet_resolve_translated
     .type martlet_resolve_translated, @function
     .balign 16
 martlet_resolve_translated:
     movq %rax, 0(%r15)
     SAVE_FLAGS
+    popq %r14
     decq MARTLET_COUNT(%r15)
     SAVE_REGISTERS
     SAVE_VECTORS
     movq %r15, %rdi
     movq %r14, %rsi
-    movq %r13, %rdx
     call *MARTLET_HELPER_RESOLVE(%r15)
     RETURN_TO_LOOP
     .size martlet_resolve_translated, . - martlet_resolve_translated
@@ -832,8 +880,6 @@ martlet_install_exits:
     movq %rax, MARTLET_SITE_MISS(%rdi)
     leaq martlet_call_interpreter(%rip), %rax
     movq %rax, MARTLET_CALL_INTERPRETER(%rdi)
-    leaq martlet_resolve_translated(%rip), %rax
-    movq %rax, MARTLET_RESOLVE(%rdi)
     leaq martlet_lost_return(%rip), %rax
     movq %rax, MARTLET_LOST_RETURN(%rdi)
     leaq martlet_load_vectors(%rip), %rax

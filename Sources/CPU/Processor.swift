@@ -88,6 +88,7 @@ public final class Processor {
         siteNumbers = EngineMemory.map(Self.siteListCapacity, of: UInt32.self)
         state.pointee.local_site_numbers = siteNumbers
         state.pointee.global_site_numbers = siteNumbers + CodeArena.recordCapacity
+        state.pointee.records = arena.recordStart
         state.pointee.owner = Unmanaged.passUnretained(self).toOpaque()
         state.pointee.apic_base = 0xFEE0_0900
         state.pointee.physical_address_mask = 0xFF_FFFF_FFFF

@@ -119,7 +119,7 @@ typedef struct martlet_site {
     void *_Nullable retry; // where the compare starts
     struct martlet_insn *_Nullable insn;
     uint8_t after;   // distance from `retry` to behind the compare
-    uint8_t kind;    // 1 read, 2 write, 3 both; 4 aligned; 8 of supervisor code
+    uint8_t kind;    // 1 read, 2 write, 3 both; 4 aligned; 8 of supervisor code; 16 the guest's flags are in the host's
     uint8_t size;
     uint8_t flags;   // MARTLET_SITE_*
     uint16_t limit;  // page size - size of what is accessed
@@ -144,6 +144,13 @@ enum {
     MARTLET_SITE_FLAT32 = 64, // of 32-bit code: what is beyond 4 GiB wraps there, and is the interpreter's
     MARTLET_SITE_MAY_HOP = 128, // takes its addend from the TLB each time once it misses often
 };
+
+// A direct branch inside a page that does not lead to its target yet.
+typedef struct martlet_link {
+    struct martlet_insn *_Nonnull insn;
+    uint32_t place; // of its distance in the code; all ones: it stays as it is
+    int32_t offset; // of its target from the page's start
+} martlet_link;
 
 // Where a translated indirect (or page-crossing) branch last went, and under which fetch generation.
 typedef struct martlet_target {
@@ -411,7 +418,7 @@ typedef struct martlet_cpu {
     void *_Nullable jump;             // to the guest address in r13, by the target in r14
     void *_Nullable site_miss;        // guest address in r13, site in r14
     void *_Nullable call_interpreter; // the instruction in r14
-    void *_Nullable resolve;          // the direct branch in r14, target in r13
+    void *_Nullable reserved_exit;
     void *_Nullable lost_return;      // what an unused entry of the return stacks leads to
     void *_Nullable load_vectors;     // the instruction in r14, the level in r13
     void *_Nullable helper_access;
@@ -425,7 +432,7 @@ typedef struct martlet_cpu {
     uint64_t generation_count;        // the last generation given to anything
     uint64_t shared_generation;       // of supervisor code in global pages, in whatever address space
     martlet_address_space *_Nullable space; // the current one
-    void *_Nullable patch_place;      // the distance of the branch that `resolve` is for
+    void *_Nullable records;          // of data accesses
     uint64_t no_page;
     void *_Nullable *_Nullable local_sites;  // sites in use whose page is not global
     void *_Nullable *_Nullable global_sites;

@@ -29,7 +29,6 @@
 #define MARTLET_JUMP 19936
 #define MARTLET_SITE_MISS 19944
 #define MARTLET_CALL_INTERPRETER 19952
-#define MARTLET_RESOLVE 19960
 #define MARTLET_LOST_RETURN 19968
 #define MARTLET_LOAD_VECTORS 19976
 #define MARTLET_HELPER_ACCESS 19984
@@ -41,7 +40,7 @@
 #define MARTLET_LEAVE_WITH 20024
 #define MARTLET_ACCESS_ADDRESS 20032
 #define MARTLET_ACCESS_KIND 20040
-#define MARTLET_PATCH_PLACE 20072
+#define MARTLET_RECORDS 20072
 #define MARTLET_LOCAL_SITES 20088
 #define MARTLET_GLOBAL_SITES 20096
 #define MARTLET_LOCAL_SITE_COUNT 20104
@@ -85,7 +84,7 @@
 #define SITE_ALTERNATIVE 48
 #define SITE_LOCAL_INDEX 44
 #define SITE_GLOBAL_INDEX 56
-#define SITE_RECORD 64
+#define SITE_RECORD 64 // 1 << 6
 
 // struct martlet_target
 #define TARGET_NEGATIVE_RIP 0
@@ -130,7 +129,6 @@ _Static_assert(offsetof(martlet_cpu, invalidated_pages) == MARTLET_INVALIDATED, 
 _Static_assert(offsetof(martlet_cpu, jump) == MARTLET_JUMP, "offset");
 _Static_assert(offsetof(martlet_cpu, site_miss) == MARTLET_SITE_MISS, "offset");
 _Static_assert(offsetof(martlet_cpu, call_interpreter) == MARTLET_CALL_INTERPRETER, "offset");
-_Static_assert(offsetof(martlet_cpu, resolve) == MARTLET_RESOLVE, "offset");
 _Static_assert(offsetof(martlet_cpu, lost_return) == MARTLET_LOST_RETURN, "offset");
 _Static_assert(offsetof(martlet_cpu, load_vectors) == MARTLET_LOAD_VECTORS, "offset");
 _Static_assert(offsetof(martlet_cpu, helper_access) == MARTLET_HELPER_ACCESS, "offset");
@@ -142,7 +140,7 @@ _Static_assert(offsetof(martlet_cpu, shared_targets) == MARTLET_SHARED_TARGETS_O
 _Static_assert(offsetof(martlet_cpu, leave_with) == MARTLET_LEAVE_WITH, "offset");
 _Static_assert(offsetof(martlet_cpu, access_address) == MARTLET_ACCESS_ADDRESS, "offset");
 _Static_assert(offsetof(martlet_cpu, access_kind) == MARTLET_ACCESS_KIND, "offset");
-_Static_assert(offsetof(martlet_cpu, patch_place) == MARTLET_PATCH_PLACE, "offset");
+_Static_assert(offsetof(martlet_cpu, records) == MARTLET_RECORDS, "offset");
 _Static_assert(offsetof(martlet_cpu, local_sites) == MARTLET_LOCAL_SITES, "offset");
 _Static_assert(offsetof(martlet_cpu, global_sites) == MARTLET_GLOBAL_SITES, "offset");
 _Static_assert(offsetof(martlet_cpu, local_site_count) == MARTLET_LOCAL_SITE_COUNT, "offset");
@@ -193,6 +191,10 @@ _Static_assert(offsetof(martlet_target, insn) == TARGET_INSN, "offset");
 // Runs the translated code of `insn`; a handler like any other.
 struct martlet_insn *_Nullable martlet_enter_translated(martlet_cpu *_Nonnull cpu, martlet_insn *_Nonnull insn);
 void martlet_install_exits(martlet_cpu *_Nonnull cpu);
+// Where translated code jumps with the number of a site or of a link on the stack.
+void martlet_number_missed(void);
+void martlet_number_missed_flags(void);
+void martlet_resolve_translated(void);
 // A serializing instruction, as needed between changing code through one mapping and running it through another
 // (SDM vol. 3A §9.3). Not CPUID, which leaves to the hypervisor in a virtual machine.
 void martlet_serialize(void);

@@ -121,26 +121,11 @@ extension BlockTranslator {
         return place
     }
 
-    /// Until the target is translated: asks for it.
-    mutating func emitUnlinked(_ i: Insn, _ place: Int, _ offset: Int) {
+    /// Until the target is translated: asks for it. What looks at the attention word does so always.
+    mutating func emitUnlinked(_ i: Insn, _ place: Int, _ offset: Int, staysSo: Bool) {
         host.patch32(at: place, to: host.position)
-        host.leaRecord(HostRegister.scratch, host.origin &+ UInt64(place))
-        host.store(HostRegister.scratch, toState: Int(MARTLET_PATCH_PLACE))
-        resolve(i, offset)
-    }
-
-    mutating func emitAttention(_ i: Insn, _ place: Int, _ offset: Int) {
-        host.patch32(at: place, to: host.position)
-        // mov qword [patch place], 0
-        host.operation(0xC7, size: 8, reg: 0, .state(Int(MARTLET_PATCH_PLACE)))
-        host.word32(0)
-        resolve(i, offset)
-    }
-
-    private mutating func resolve(_ i: Insn, _ offset: Int) {
-        loadTarget(offset)
-        host.moveImmediate64(HostRegister.scratch2, address(i))
-        host.jumpThroughState(Int(MARTLET_RESOLVE))
+        let link = arena.link(of: i, place: staysSo ? nil : host.origin &+ UInt64(place), offset: offset)
+        if let link { host.leave(link, to: arena.address(of: .resolve)) } else { isOutOfRecords = true }
     }
 
     mutating func conditionalJump(_ i: Insn, _ index: Int) {

@@ -255,7 +255,7 @@ extension BlockTranslator {
             findLine(based.base, based.displacement)
             host.lea(address, base: based.base, displacement: based.displacement)
             host.operation(access.isAligned ? 0x33 : 0x2B, size: 8, reg: address, tag)
-            return finishCompare(site, access, span: span, retry: retry, tag: tag)
+            return finishCompare(site, access, span: span, retry: retry, line: tag)
         }
         if let based { host.lea(address, base: based.base, displacement: based.displacement) }
         if isFlat32 {
@@ -273,7 +273,7 @@ extension BlockTranslator {
         host.word32((Int(MARTLET_TLB_ENTRIES) - 1) << 3)
         host.operation(0x03, size: 8, reg: line, .state(Int(MARTLET_TLB)))
         host.operation(access.isAligned ? 0x33 : 0x2B, size: 8, reg: address, tag)
-        finishCompare(site, access, span: span, retry: retry, tag: tag)
+        finishCompare(site, access, span: span, retry: retry, line: tag)
     }
 
     /// The line of the TLB for an address, in `scratch`, in as few steps as can be from its base on: whoever follows
@@ -340,30 +340,21 @@ extension BlockTranslator {
         if case .operand(let i) = source { computeAddress(i, into: distance) }
         loadAddend(address(site))
         if case .operand = source { host.lea(scratch, base: scratch, index: distance, displacement: 0) }
-        deferred.append(
-            .siteWithFlags(site: site, branch: miss, source: source, retry: retry, after: host.position))
+        site.pointee.kind |= 16
+        site.pointee.retry = UnsafeMutableRawPointer(bitPattern: UInt(host.origin) + UInt(retry))
+        site.pointee.after = UInt8(host.position - retry)
+        deferred.append(.siteWithFlags(site, branch: miss, source: source))
     }
 
-    /// A miss with the flags in the host's: they wait in the state.
-    mutating func emitMissWithFlags(
-        _ site: UnsafeMutablePointer<martlet_site>, _ source: AddressSource, retry: Int, after: Int
-    ) {
+    /// A miss with the flags in the host's.
+    mutating func emitMissWithFlags(_ site: UnsafeMutablePointer<martlet_site>, _ source: AddressSource) {
         host.load(HostRegister.rcx, fromState: HostRegister.rcx * 8)
-        saveFlags()
         switch source {
         case .based(let base, let displacement):
             host.lea(HostRegister.scratch, base: base, displacement: displacement)
         case .operand(let i): computeAddress(i, into: HostRegister.scratch)
         }
-        host.leaRecord(HostRegister.scratch2, address(site))
-        host.jumpThroughState(Int(MARTLET_SITE_MISS))
-        let start = host.position
-        site.pointee.retry = UnsafeMutableRawPointer(bitPattern: UInt(host.origin) + UInt(start))
-        restoreFlags()
-        host.patch32(at: host.jump(nil), to: retry)
-        site.pointee.after = UInt8(host.position - start)
-        restoreFlags()
-        host.patch32(at: host.jump(nil), to: after)
+        host.leave(arena.number(of: site), to: arena.address(of: .missedWithFlags))
     }
 
     private mutating func siteRecord(
@@ -391,12 +382,12 @@ extension BlockTranslator {
         let tag = HostOperand.record(address(site))
         if options.groupsAccesses { site.pointee.flags |= UInt8(MARTLET_SITE_MAY_HOP) }
         host.operation(access.isAligned ? 0x33 : 0x2B, size: 8, reg: HostRegister.scratch2, tag)
-        finishCompare(site, access, span: span, retry: retry, tag: tag)
+        finishCompare(site, access, span: span, retry: retry, line: nil)
     }
 
-    /// Behind the subtraction of a tag, or its exclusive or where the address must be aligned.
+    /// Behind the subtraction of the site's tag or of a line's, or its exclusive or where the address must be aligned.
     private mutating func finishCompare(
-        _ site: UnsafeMutablePointer<martlet_site>, _ access: Access, span: Int, retry: Int, tag: HostOperand
+        _ site: UnsafeMutablePointer<martlet_site>, _ access: Access, span: Int, retry: Int, line tag: HostOperand?
     ) {
         let distance = HostOperand.register(HostRegister.scratch2)
         if access.isAligned {
@@ -411,9 +402,11 @@ extension BlockTranslator {
         let branch = host.jump(access.isAligned ? HostCondition.notZero : HostCondition.above)
         site.pointee.retry = UnsafeMutableRawPointer(bitPattern: UInt(host.origin) + UInt(retry))
         deferred.append(
-            .site(
-                record: address(site), branch: branch, isExclusive: access.isAligned, rotation: access.rotation,
-                tag: tag))
+            tag.map {
+                .hoppingSite(
+                    record: address(site), branch: branch, isExclusive: access.isAligned, rotation: access.rotation,
+                    tag: $0)
+            } ?? .site(site, branch: branch))
     }
 
     private mutating func rotate(_ register: Int, right count: Int) {

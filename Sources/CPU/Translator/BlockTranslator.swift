@@ -48,14 +48,14 @@ struct BlockTranslator {
     }
 
     enum Deferred {
-        /// Behind a failed compare: the site, where the jump to here is, whether the compare was one of XOR, and how far
-        /// the distance was rotated.
-        case site(record: UInt64, branch: Int, isExclusive: Bool, rotation: Int, tag: HostOperand)
+        /// Behind a failed compare: the site, and where the jump to here is.
+        case site(UnsafeMutablePointer<martlet_site>, branch: Int)
+        /// The same where it was a line of the TLB: whether the compare was one of XOR, and how far the distance was rotated.
+        case hoppingSite(record: UInt64, branch: Int, isExclusive: Bool, rotation: Int, tag: HostOperand)
         /// What 32-bit code may only reach by wrapping at 4 GiB, or not at all.
         case outside(record: UInt64, branch: Int)
         /// The same for a compare that left the flags alone.
-        case siteWithFlags(
-            site: UnsafeMutablePointer<martlet_site>, branch: Int, source: AddressSource, retry: Int, after: Int)
+        case siteWithFlags(UnsafeMutablePointer<martlet_site>, branch: Int, source: AddressSource)
         /// A direct branch to another block of the page that is not linked yet: the branch's distance to be patched.
         case link(insn: Insn, place: Int, offset: Int)
         /// The same, because of the attention word: stays.
@@ -256,17 +256,20 @@ struct BlockTranslator {
 
     private mutating func emit(_ code: Deferred) {
         switch code {
-        case .attention(let i, let place, let offset): emitAttention(i, place, offset)
-        case .site(let record, let branch, let isExclusive, let rotation, let tag):
+        case .attention(let i, let place, let offset): emitUnlinked(i, place, offset, staysSo: true)
+        case .site(let site, let branch):
+            host.patch32(at: branch, to: host.position)
+            host.leave(arena.number(of: site), to: arena.address(of: .missed))
+        case .hoppingSite(let record, let branch, let isExclusive, let rotation, let tag):
             host.patch32(at: branch, to: host.position)
             emitMiss(record, isExclusive: isExclusive, rotation: rotation, tag: tag)
         case .outside(let record, let branch):
             host.patch32(at: branch, to: host.position)
             emitOutside(record)
-        case .siteWithFlags(let site, let branch, let source, let retry, let after):
+        case .siteWithFlags(let site, let branch, let source):
             host.patch32(at: branch, to: host.position)
-            emitMissWithFlags(site, source, retry: retry, after: after)
-        case .link(let i, let place, let offset): emitUnlinked(i, place, offset)
+            emitMissWithFlags(site, source)
+        case .link(let i, let place, let offset): emitUnlinked(i, place, offset, staysSo: false)
         case .leavesPage(let i, let place, let offset):
             host.patch32(at: place, to: host.position)
             loadTarget(offset)

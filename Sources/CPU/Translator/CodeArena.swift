@@ -7,15 +7,19 @@ internal import Glibc
 final class CodeArena {
     static let size = 24 << 20
     static let recordCapacity = 160_000
+    private static let linkCapacity = 320_000
     private static let recordBytes = (recordCapacity * MemoryLayout<martlet_site>.stride + 4095) & ~4095
 
     private var writable: UnsafeMutableRawPointer?
     private var executable: UnsafeMutableRawPointer?
     private var records: UnsafeMutableRawPointer?
+    private let links: UnsafeMutablePointer<martlet_link>
     private(set) var used = 0
     private(set) var usedRecords = 0
+    private var usedLinks = 0
 
     init() {
+        links = EngineMemory.map(Self.linkCapacity, of: martlet_link.self)
         var data: UnsafeMutableRawPointer?
         var code: UnsafeMutableRawPointer?
         var near: UnsafeMutableRawPointer?
@@ -28,6 +32,7 @@ final class CodeArena {
     }
 
     deinit {
+        EngineMemory.unmap(links, Self.linkCapacity)
         if let writable, let executable, let records {
             martlet_unmap_code(Self.size, writable, executable)
             host_unpoison(records, Self.recordBytes)
@@ -53,8 +58,46 @@ final class CodeArena {
     /// False where the host maps no executable memory: everything is interpreted then.
     var isAvailable: Bool { executable != nil }
 
+    /// At the arena's start: ways out of translated code that are near enough for short jumps.
+    enum Exit: Int, CaseIterable {
+        /// A site's number on the stack, in `scratch2` how far the address is from its tag.
+        case missed
+        /// A site's number on the stack, the guest address in `scratch`, the guest's flags in the host's.
+        case missedWithFlags
+        /// A link's number on the stack.
+        case resolve
+
+        fileprivate static let size = 16
+
+        fileprivate func write(_ host: inout HostAssembler) {
+            let (target, register): (@convention(c) () -> Void, Int) =
+                switch self {
+                case .missed: (martlet_number_missed, HostRegister.scratch)
+                case .missedWithFlags: (martlet_number_missed_flags, HostRegister.scratch2)
+                case .resolve: (martlet_resolve_translated, HostRegister.scratch)
+                }
+            host.moveImmediate64(register, UInt64(UInt(bitPattern: unsafeBitCast(target, to: Int.self))))
+            host.jump(throughRegister: register)
+        }
+    }
+
+    func address(of exit: Exit) -> UInt64 { UInt64(UInt(bitPattern: executable)) + UInt64(exit.rawValue * Exit.size) }
+
+    private func writeExits() {
+        for exit in Exit.allCases {
+            guard var host = assemblerAtEnd else { return }
+            exit.write(&host)
+            used += Exit.size
+        }
+    }
+
     /// An assembler at where the next code goes. Nil without memory.
     var assembler: HostAssembler? {
+        if used == 0 { writeExits() }
+        return assemblerAtEnd
+    }
+
+    private var assemblerAtEnd: HostAssembler? {
         guard let writable, let executable else { return nil }
         return HostAssembler(
             base: (writable + used).assumingMemoryBound(to: UInt8.self), capacity: Self.size - used,
@@ -77,14 +120,39 @@ final class CodeArena {
         return record
     }
 
+    /// The number of a record.
+    func number(of site: UnsafeMutablePointer<martlet_site>) -> Int {
+        records.map { (UnsafeMutableRawPointer(site) - $0) / MemoryLayout<martlet_site>.stride } ?? 0
+    }
+
+    /// Where records are.
+    var recordStart: UnsafeMutableRawPointer? { records }
+
+    /// A number for a branch whose distance is at the executable address `place`; nil: it is never to be changed.
+    func link(of insn: Insn, place: UInt64?, offset: Int) -> Int? {
+        guard usedLinks < Self.linkCapacity else { return nil }
+        defer { usedLinks += 1 }
+        let distance = place.map { UInt32(truncatingIfNeeded: $0 &- UInt64(UInt(bitPattern: executable))) }
+        links[usedLinks] = martlet_link(
+            insn: insn, place: distance ?? .max, offset: Int32(truncatingIfNeeded: offset))
+        return usedLinks
+    }
+
+    subscript(link number: Int) -> martlet_link { links[number] }
+
     private func poisonFreeRecords() {
         guard let records else { return }
         let used = usedRecords * MemoryLayout<martlet_site>.stride
         host_poison(records + used, Self.recordBytes - used)
     }
 
+    /// Makes a branch lead to `code`.
+    func resolve(_ link: martlet_link, to code: UnsafeMutableRawPointer) {
+        if link.place != .max, let executable { self.link(executable + Int(link.place), to: code) }
+    }
+
     /// Makes the branch whose distance is at the executable address `place` lead to `code`.
-    func link(_ place: UnsafeMutableRawPointer, to code: UnsafeMutableRawPointer) {
+    private func link(_ place: UnsafeMutableRawPointer, to code: UnsafeMutableRawPointer) {
         guard let writable, let executable, place >= executable, place < executable + (Self.size - 4) else { return }
         let distance = Int32(truncatingIfNeeded: code - (place + 4))
         (writable + (place - executable)).storeBytes(of: distance, as: Int32.self)
@@ -107,6 +175,7 @@ final class CodeArena {
     var residentSize: Int {
         guard let executable, let records else { return 0 }
         return host_resident_size(executable, Self.size) + host_resident_size(records, Self.recordBytes)
+            + host_resident_size(links, Self.linkCapacity * MemoryLayout<martlet_link>.stride)
     }
 
     func reset() {
@@ -116,6 +185,7 @@ final class CodeArena {
         }
         used = 0
         usedRecords = 0
+        usedLinks = 0
         poisonFreeRecords()
     }
 }

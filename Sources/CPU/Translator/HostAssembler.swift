@@ -221,6 +221,19 @@ struct HostAssembler {
         word32(value)
     }
 
+    /// Leaves for `place` with a number on the stack: little code, for there is much of it.
+    mutating func leave(_ number: Int, to place: UInt64) {
+        byte(0x68)
+        word32(number)
+        byte(0xE9)
+        word32(Int(truncatingIfNeeded: place &- (origin &+ UInt64(position + 4))))
+    }
+
+    /// jmp register.
+    mutating func jump(throughRegister register: Int) {
+        operation(0xFF, size: 4, reg: 4, .register(register))
+    }
+
     mutating func jumpThroughState(_ offset: Int) { operation(0xFF, size: 4, reg: 4, .state(offset)) }
     mutating func callThroughState(_ offset: Int) { operation(0xFF, size: 4, reg: 2, .state(offset)) }
 

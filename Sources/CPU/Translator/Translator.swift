@@ -85,6 +85,25 @@ extension Processor {
         arena.redirect(old, to: new)
     }
 
+    /// The target of a direct branch inside a page; links the branch if the target is translated.
+    fileprivate func resolve(_ number: UInt64) -> Insn? {
+        let s = state
+        let link = arena[link: Int(truncatingIfNeeded: number)]
+        s.pointee.counters.unlinked_branches &+= 1
+        let pageRIP = s.register(Int(MARTLET_PAGE_RIP_REGISTER))
+        let flushes = s.pointee.cache_flushes
+        let target = pageRIP &+ UInt64(bitPattern: Int64(link.offset))
+        s.pointee.rip = BlockTranslator.isFlat32(link.insn) ? target & 0xFFFF_FFFF : target
+        guard let next = nextBlock(s) else { return nil }
+        if let code = next.pointee.host_code, s.register(Int(MARTLET_PAGE_RIP_REGISTER)) == pageRIP,
+            flushes == s.pointee.cache_flushes
+        {
+            arena.resolve(link, to: code)
+            s.pointee.counters.linked_branches &+= 1
+        }
+        return next
+    }
+
     /// Whether the decoded code at an offset of the current page may read the flags it is entered with. It goes with the
     /// page, as does what relies on the answer.
     private func readsFlags(atPageOffset offset: Int) -> Bool {
@@ -179,20 +198,9 @@ private let jumpHelper: TranslatedHelper = { s, i, target in
 }
 
 /// A direct branch inside a page whose target was not translated when the branch was: links it once it is.
-private let resolveHelper: TranslatedHelper = { s, i, target in
-    s.pointee.counters.unlinked_branches &+= 1
-    let pageRIP = s.register(Int(MARTLET_PAGE_RIP_REGISTER))
-    let place = s.pointee.patch_place
-    let flushes = s.pointee.cache_flushes
-    s.pointee.rip = target
-    guard let next = nextBlock(s) else { return nil }
-    if let place, let code = next.pointee.host_code, s.register(Int(MARTLET_PAGE_RIP_REGISTER)) == pageRIP,
-        flushes == s.pointee.cache_flushes, let owner = s.pointee.owner
-    {
-        Unmanaged<Processor>.fromOpaque(owner)._withUnsafeGuaranteedRef { $0.arena.link(place, to: code) }
-        s.pointee.counters.linked_branches &+= 1
-    }
-    return UnsafeMutableRawPointer(next)
+private let resolveHelper: @convention(c) (State, UInt64) -> UnsafeMutableRawPointer? = { s, number in
+    guard let owner = s.pointee.owner else { return nil }
+    return Unmanaged<Processor>.fromOpaque(owner)._withUnsafeGuaranteedRef { UnsafeMutableRawPointer($0.resolve(number)) }
 }
 
 private let alternativeHelper: TranslatedHelper = { s, i, record in
