@@ -184,18 +184,8 @@ martlet_site_missed:
     movq %rcx, SITE_ADDEND(%r14)
     movq %r13, %rcx
     subq %rdx, %rcx
-    movq SITE_TAG(%r14), %rdx
     movq %rcx, SITE_TAG(%r14)
-    testb $8, SITE_KIND(%r14)
-    jz 20f
-    subq %rcx, %rdx                     // from what page to what page: 0 or 8192 then for neighbours,
-    addq $4096, %rdx
-    testq $~8192, %rdx
-    jz 20f
-    sarq $60, %rdx                      // and far away from none
-    jg 20f
-    incb SITE_JUMPS(%r14)
-20: shrq $12, %rcx
+    shrq $12, %rcx
     movl %ecx, %edx                     // the page's number
     andl $4095, %ecx
     testb $1, %al
@@ -227,8 +217,6 @@ martlet_site_missed:
     movl %edx, (%rax, %rcx, 4)
 2:  incb SITE_MISSES(%r14)
     jz 15f
-    cmpb $128, SITE_JUMPS(%r14)
-    jae 21f
 16: movq 16(%r15), %rdx
     movq 8(%r15), %rcx
 23: testb $16, SITE_KIND(%r14)
@@ -237,23 +225,9 @@ martlet_site_missed:
 24: movq 0(%r15), %rax
     jmp *SITE_RETRY(%r14)
 
-// Code is made that looks at the TLB each time for a site that changes its page too often: by 256 misses in a very short
-// time, or in supervisor code in a short time by 128 from a page to another one that is not its neighbour: such code goes
-// through objects here and there, where a program's loop goes through many of a page before it comes to another.
-15: movl $(256 * 160), %edx
-    jmp 22f
-21: movb $0, SITE_JUMPS(%r14)
-    movl $(128 << 19), %edx
-22: testb $128, SITE_FLAGS(%r14)
+// After each 256 misses: whether it misses so often that its code should look at the TLB each time.
+15: testb $128, SITE_FLAGS(%r14)
     jz 16b
-    movl %edx, %ecx
-    rdtsc
-    movl SITE_WRAPPED(%r14), %edx
-    movl %eax, SITE_WRAPPED(%r14)
-    subl %edx, %eax
-    cmpl %ecx, %eax
-    ja 16b
-    andb $~128, SITE_FLAGS(%r14)
     movq 16(%r15), %rdx
     movq 8(%r15), %rcx
     SAVE_REGISTERS
@@ -261,7 +235,7 @@ martlet_site_missed:
     SAVE_VECTORS
     movq %r15, %rdi
     movq SITE_INSN(%r14), %rsi
-    xorl %edx, %edx
+    movq %r14, %rdx
     call *MARTLET_HELPER_HOP(%r15)
     testl %ebx, %ebx
     jz 17f

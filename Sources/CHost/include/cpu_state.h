@@ -124,8 +124,8 @@ typedef struct martlet_site {
     uint8_t flags;   // MARTLET_SITE_*
     uint16_t limit;  // page size - size of what is accessed
     uint8_t misses;  // counts and wraps
-    uint8_t jumps;   // misses from a page to another one that is not its neighbour, of supervisor code; 128 at most
-    uint32_t wrapped; // time stamp of the last time that either was full, low half
+    uint8_t rounds;  // how often it has
+    uint32_t wrapped; // time stamp of the last time that it did, low half
     uint32_t local_index; // in the lists of sites
     void *_Nullable alternative; // of a site for several accesses: the same code with a compare for each
     uint32_t global_index;
@@ -142,7 +142,15 @@ enum {
     MARTLET_SITE_FLAGS = 8,   // the guest's status flags wait in `status`
     MARTLET_SITE_HOPS = 32,   // has looked at the TLB itself
     MARTLET_SITE_FLAT32 = 64, // of 32-bit code: what is beyond 4 GiB wraps there, and is the interpreter's
-    MARTLET_SITE_MAY_HOP = 128, // takes its addend from the TLB each time once it misses often
+    MARTLET_SITE_MAY_HOP = 128, // takes its addend from the TLB each time if it is found to miss often
+};
+
+// Whether an instruction's accesses look at the TLB instead of a page that they remember.
+enum {
+    MARTLET_HOPS_UNKNOWN = 0,
+    MARTLET_HOPS_YES = 1,
+    MARTLET_HOPS_TRIAL = 2, // the entries into its block are counted, to be compared with its misses
+    MARTLET_HOPS_NO = 3,    // that was done
 };
 
 // A direct branch inside a page that does not lead to its target yet.
@@ -211,10 +219,10 @@ typedef struct martlet_insn {
     uint8_t opcode;
     uint8_t map;
     uint8_t position; // number of this instruction in its block
-    uint8_t hops;     // its data accesses change their page often
+    uint8_t hops;     // its data accesses change their page often: MARTLET_HOPS_*
     uint8_t block_length; // of the first instruction: how many its block has
     uint8_t is_flat32;    // decoded while `is_flat32` of the state was set
-    int32_t countdown; // block entries until the translator takes the block
+    int32_t countdown; // block entries until the translator takes the block; behind that, entries during a trial
     void *_Nullable interpreted; // the interpreter's handler, whatever `handler` is
     void *_Nullable host_code;   // translated code that starts here
 } martlet_insn;

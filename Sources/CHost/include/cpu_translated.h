@@ -65,6 +65,7 @@
 
 #define MARTLET_INSN_SIZE 80
 #define MARTLET_INSN_POSITION 56
+#define MARTLET_INSN_COUNTDOWN 60
 #define MARTLET_INSN_INTERPRETED 64
 #define MARTLET_INSN_HOST_CODE 72
 
@@ -79,7 +80,6 @@
 #define SITE_FLAGS 35
 #define SITE_LIMIT 36
 #define SITE_MISSES 38
-#define SITE_JUMPS 39
 #define SITE_WRAPPED 40
 #define SITE_ALTERNATIVE 48
 #define SITE_LOCAL_INDEX 44
@@ -160,6 +160,7 @@ _Static_assert(offsetof(martlet_cpu, jumps) == MARTLET_JUMPS, "offset");
 _Static_assert(offsetof(martlet_cpu, branch_target) == MARTLET_BRANCH_TARGET, "offset");
 _Static_assert(sizeof(martlet_insn) == MARTLET_INSN_SIZE, "size");
 _Static_assert(offsetof(martlet_insn, position) == MARTLET_INSN_POSITION, "offset");
+_Static_assert(offsetof(martlet_insn, countdown) == MARTLET_INSN_COUNTDOWN, "offset");
 _Static_assert(offsetof(martlet_insn, interpreted) == MARTLET_INSN_INTERPRETED, "offset");
 _Static_assert(offsetof(martlet_insn, host_code) == MARTLET_INSN_HOST_CODE, "offset");
 
@@ -174,7 +175,6 @@ _Static_assert(offsetof(martlet_site, flags) == SITE_FLAGS, "offset");
 _Static_assert(offsetof(martlet_site, limit) == SITE_LIMIT, "offset");
 _Static_assert(offsetof(martlet_site, alternative) == SITE_ALTERNATIVE, "offset");
 _Static_assert(offsetof(martlet_site, misses) == SITE_MISSES, "offset");
-_Static_assert(offsetof(martlet_site, jumps) == SITE_JUMPS, "offset");
 _Static_assert(offsetof(martlet_site, wrapped) == SITE_WRAPPED, "offset");
 _Static_assert(offsetof(martlet_site, local_index) == SITE_LOCAL_INDEX, "offset");
 _Static_assert(offsetof(martlet_site, global_index) == SITE_GLOBAL_INDEX, "offset");

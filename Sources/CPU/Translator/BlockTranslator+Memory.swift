@@ -90,7 +90,7 @@ extension BlockTranslator {
         heldAddend = nil
         let keepsFlags = flagsLive[index]
         let checksSegment = isFlat32 && i.pointee.segment >= UInt8(SegmentRegister.fs)
-        if keepsFlags, i.pointee.hops == 0, options.hasBMI2, !checksSegment {
+        if keepsFlags, !Self.hops(i), options.hasBMI2, !checksSegment {
             let record = siteRecord(i, access, flags: UInt8(MARTLET_SITE_FLAGS), limit: access.size)
             if let record {
                 compareKeepingFlags(record, .operand(i), span: access.size, rotation: access.alignmentBits)
@@ -104,7 +104,7 @@ extension BlockTranslator {
         guard let record = siteRecord(i, access, flags: keepsFlags ? UInt8(MARTLET_SITE_FLAGS) : 0, limit: access.size)
         else { return .pointer }
         if let limit { deferred.append(.outside(record: address(record), branch: limit)) }
-        if i.pointee.hops != 0 {
+        if Self.hops(i) {
             compareWithTLB(record, access, nil, span: access.size, retry: retry)
             // The guest address again; then the host's.
             let (line, tag) = (HostRegister.scratch, Self.tagOffset(access))
@@ -114,7 +114,7 @@ extension BlockTranslator {
             loadAddend(address(record))
         }
         host.operation(0x01, size: 8, reg: HostRegister.scratch2, .register(HostRegister.scratch))
-        if i.pointee.hops == 0 { compare(record, access, span: access.size, retry: retry) }
+        if !Self.hops(i) { compare(record, access, span: access.size, retry: retry) }
         record.pointee.after = UInt8(host.position - retry)
         if keepsFlags { restoreFlags() }
         return .pointer
@@ -123,6 +123,18 @@ extension BlockTranslator {
     /// A longer displacement is the address of an array, to which 32-bit code adds an offset that may well be negative; or
     /// it is negative itself, that of a kernel's data. Such sums wrap; others seldom do.
     private static let longestDisplacement = 0xFFFF
+
+    /// Whether the accesses of an instruction look at the TLB each time.
+    private static func hops(_ i: Insn) -> Bool { i.pointee.hops == UInt8(MARTLET_HOPS_YES) }
+
+    /// Counts this entry into the block while accesses of it are on trial. Flags stay.
+    mutating func countEntry() {
+        let (counter, value) = (HostRegister.scratch2, HostRegister.scratch)
+        host.moveImmediate64(counter, address(first))
+        host.operation(0x8B, size: 4, reg: value, .line(counter, Int(MARTLET_INSN_COUNTDOWN)))
+        host.lea(value, base: value, displacement: 1, size: 4)
+        host.operation(0x89, size: 4, reg: value, .line(counter, Int(MARTLET_INSN_COUNTDOWN)))
+    }
 
     /// The register of an operand that is nothing but base and displacement.
     static func plainBase(_ i: Insn) -> UInt8? {
@@ -155,7 +167,7 @@ extension BlockTranslator {
         }
         heldAddend = nil
         let keepsFlags = flagsLive[index]
-        if keepsFlags, i.pointee.hops == 0, options.hasBMI2 {
+        if keepsFlags, !Self.hops(i), options.hasBMI2 {
             let flags = UInt8(MARTLET_SITE_ADDEND | MARTLET_SITE_FLAGS)
             let record = siteRecord(i, access, flags: flags, limit: access.size)
             let source = AddressSource.based(base, displacement: displacement)
@@ -168,7 +180,7 @@ extension BlockTranslator {
         let retry = beginCompare()
         let flags = UInt8(MARTLET_SITE_ADDEND) | (keepsFlags ? UInt8(MARTLET_SITE_FLAGS) : 0)
         guard let record = siteRecord(i, access, flags: flags, limit: access.size) else { return operand }
-        if i.pointee.hops != 0 {
+        if Self.hops(i) {
             compareWithTLB(record, access, (base, displacement), span: access.size, retry: retry)
             loadLineAddend()
         } else {
@@ -189,7 +201,7 @@ extension BlockTranslator {
         let access = Access(
             kind: group.writes ? AccessKind.write : AccessKind.read, size: group.alignment,
             rotation: group.alignment.trailingZeroBitCount)
-        if keepsFlags, i.pointee.hops == 0, options.hasBMI2 {
+        if keepsFlags, !Self.hops(i), options.hasBMI2 {
             let flags = UInt8(MARTLET_SITE_GROUP | MARTLET_SITE_FLAGS)
             guard let record = siteRecord(i, access, flags: flags, limit: span) else { return }
             note(record, number, base, origin)
@@ -202,7 +214,7 @@ extension BlockTranslator {
         let flags = UInt8(MARTLET_SITE_GROUP) | (keepsFlags ? UInt8(MARTLET_SITE_FLAGS) : 0)
         guard let record = siteRecord(i, access, flags: flags, limit: span) else { return }
         note(record, number, base, origin)
-        if i.pointee.hops != 0 {
+        if Self.hops(i) {
             compareWithTLB(record, access, (base, origin + group.low), span: span, retry: retry)
             loadLineAddend()
             host.operation(
@@ -368,7 +380,7 @@ extension BlockTranslator {
             access.kind | (access.isAligned || access.rotation > 0 ? 4 : 0) | (options.isUser ? 0 : 8)
         site.pointee.size = UInt8(access.size)
         site.pointee.flags =
-            flags | (i.pointee.hops != 0 ? UInt8(MARTLET_SITE_HOPS) : 0) | (isFlat32 ? UInt8(MARTLET_SITE_FLAT32) : 0)
+            flags | (Self.hops(i) ? UInt8(MARTLET_SITE_HOPS) : 0) | (isFlat32 ? UInt8(MARTLET_SITE_FLAT32) : 0)
         site.pointee.limit = UInt16(Int(pageSize) - limit)
         return site
     }

@@ -9,6 +9,8 @@ struct BlockTranslator {
     let arena: CodeArena
     let first: Insn
     let count: Int
+    /// Accesses of it are on trial: entries are counted.
+    let isOnTrial: Bool
     /// How often the block is laid out in a row.
     let copies: Int
     /// 32-bit code with flat segments; else 64-bit code.
@@ -76,7 +78,8 @@ struct BlockTranslator {
         self.count = count
         self.options = options
         plan = AccessPlan()
-        copies = options.groupsAccesses ? Self.copies(first, count) : 1
+        isOnTrial = (0..<count).contains { first[$0].hops == UInt8(MARTLET_HOPS_TRIAL) }
+        copies = options.groupsAccesses && !isOnTrial ? Self.copies(first, count) : 1
         if options.groupsAccesses {
             plan = AccessPlan(first: first, count: count, copies: copies, boundary: options.boundary)
         }
@@ -102,6 +105,7 @@ struct BlockTranslator {
     /// Emits the block; false when it does not fit.
     mutating func translate() -> Bool {
         analyseFlags()
+        if isOnTrial { countEntry() }
         for index in 0..<count * copies {
             let i = instruction(index)
             let mnemonic = Mnemonic(rawValue: i.pointee.mnemonic) ?? .invalid

@@ -6,7 +6,7 @@ internal import Glibc
 /// Bounded; filled from the start, emptied as a whole.
 final class CodeArena {
     static let size = 24 << 20
-    static let recordCapacity = 160_000
+    static let recordCapacity = 200_000
     private static let linkCapacity = 320_000
     private static let recordBytes = (recordCapacity * MemoryLayout<martlet_site>.stride + 4095) & ~4095
 

@@ -75,11 +75,28 @@ extension Processor {
         return AccessPlan.Boundary(register: register, offset: start + Int(pageSize) - offset)
     }
 
-    /// Translates the block of an instruction anew now that its accesses are known to change their page often.
-    fileprivate func translateHopping(_ i: Insn) {
+    /// 256 more misses of a site. So many in a very short time are enough for code that looks at the TLB each time. Where
+    /// they go on coming the block is translated anew with its entries counted, and after as many misses again the two are
+    /// compared.
+    fileprivate func considerHopping(_ i: Insn, _ site: UnsafeMutablePointer<martlet_site>) {
         let first = i - Int(i.pointee.position)
-        guard i.pointee.hops == 0, let old = first.pointee.host_code else { return }
-        i.pointee.hops = 1
+        let now = UInt32(truncatingIfNeeded: alu_rdtsc())
+        let time = now &- site.pointee.wrapped
+        site.pointee.wrapped = now
+        site.pointee.rounds &+= 1
+        let entries = UInt32(bitPattern: first.pointee.countdown)
+        guard first.pointee.host_code != nil,
+            let verdict = HopVerdict.next(after: i.pointee.hops, cycles: time, rounds: site.pointee.rounds, entries: entries)
+        else { return }
+        // The code of this site is on its way out.
+        site.pointee.flags &= ~UInt8(MARTLET_SITE_MAY_HOP)
+        i.pointee.hops = verdict
+        first.pointee.countdown = 0
+        translateAnew(first)
+    }
+
+    private func translateAnew(_ first: Insn) {
+        guard let old = first.pointee.host_code else { return }
         guard let new = translate(first, count: Int(first.pointee.block_length), groupsAccesses: true) else { return }
         first.pointee.host_code = new
         arena.redirect(old, to: new)
@@ -212,10 +229,34 @@ private let alternativeHelper: TranslatedHelper = { s, i, record in
     return code
 }
 
-private let hopHelper: TranslatedHelper = { s, i, _ in
-    guard let owner = s.pointee.owner else { return nil }
-    Unmanaged<Processor>.fromOpaque(owner)._withUnsafeGuaranteedRef { $0.translateHopping(i) }
+private let hopHelper: TranslatedHelper = { s, i, record in
+    guard let owner = s.pointee.owner, let site = UnsafeMutablePointer<martlet_site>(bitPattern: UInt(record)) else {
+        return nil
+    }
+    Unmanaged<Processor>.fromOpaque(owner)._withUnsafeGuaranteedRef { $0.considerHopping(i, site) }
     return nil
+}
+
+/// What becomes of an instruction whose access has missed another 256 times.
+private enum HopVerdict {
+    /// A loop that misses each time.
+    private static let quick: UInt32 = 256 * 160
+    /// Times 256 misses that are worth two translations.
+    private static let roundsBeforeTrial: UInt8 = 4
+    /// Looking at the TLB costs about a twelfth of a miss.
+    private static let entriesPerMiss: UInt32 = 12
+
+    /// The new MARTLET_HOPS_; nil: as before.
+    static func next(after hops: UInt8, cycles: UInt32, rounds: UInt8, entries: UInt32) -> UInt8? {
+        if hops == UInt8(MARTLET_HOPS_YES) { return nil }
+        if cycles <= quick { return UInt8(MARTLET_HOPS_YES) }
+        switch Int32(hops) {
+        case Int32(MARTLET_HOPS_UNKNOWN): return rounds >= roundsBeforeTrial ? UInt8(MARTLET_HOPS_TRIAL) : nil
+        case Int32(MARTLET_HOPS_TRIAL):
+            return UInt8(entries <= 256 * entriesPerMiss ? MARTLET_HOPS_YES : MARTLET_HOPS_NO)
+        default: return nil
+        }
+    }
 }
 
 func installTranslator(_ s: State) {
