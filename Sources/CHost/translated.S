@@ -624,6 +624,23 @@ martlet_resolve_translated:
     RETURN_TO_LOOP
     .size martlet_resolve_translated, . - martlet_resolve_translated
 
+// A block in r14 was entered as often as its trial lasts: it is translated anew and entered again.
+    .globl martlet_trial_ended
+    .type martlet_trial_ended, @function
+    .balign 16
+martlet_trial_ended:
+    movq %rax, 0(%r15)
+    SAVE_FLAGS
+    decq MARTLET_COUNT(%r15)
+    SAVE_REGISTERS
+    SAVE_VECTORS
+    movq %r15, %rdi
+    movq %r14, %rsi
+    call *MARTLET_HELPER_TRIAL(%r15)
+    movq %r14, %rax
+    RETURN_TO_LOOP
+    .size martlet_trial_ended, . - martlet_trial_ended
+
 // A return to the address that stands for "none": as if by the interpreter.
     .type martlet_lost_return, @function
     .balign 16

@@ -149,8 +149,8 @@ enum {
 enum {
     MARTLET_HOPS_UNKNOWN = 0,
     MARTLET_HOPS_YES = 1,
-    MARTLET_HOPS_TRIAL = 2, // the entries into its block are counted, to be compared with its misses
-    MARTLET_HOPS_NO = 3,    // that was done
+    MARTLET_HOPS_TRIAL = 2, // so it will be, if it misses often before its block was entered a number of times
+    MARTLET_HOPS_NO = 3,    // it did not
 };
 
 // A direct branch inside a page that does not lead to its target yet.
@@ -222,7 +222,7 @@ typedef struct martlet_insn {
     uint8_t hops;     // its data accesses change their page often: MARTLET_HOPS_*
     uint8_t block_length; // of the first instruction: how many its block has
     uint8_t is_flat32;    // decoded while `is_flat32` of the state was set
-    int32_t countdown; // block entries until the translator takes the block; behind that, entries during a trial
+    int32_t countdown; // block entries until the translator takes the block; behind that, until a trial ends
     void *_Nullable interpreted; // the interpreter's handler, whatever `handler` is
     void *_Nullable host_code;   // translated code that starts here
 } martlet_insn;
@@ -426,7 +426,7 @@ typedef struct martlet_cpu {
     void *_Nullable jump;             // to the guest address in r13, by the target in r14
     void *_Nullable site_miss;        // guest address in r13, site in r14
     void *_Nullable call_interpreter; // the instruction in r14
-    void *_Nullable reserved_exit;
+    void *_Nullable helper_trial;
     void *_Nullable lost_return;      // what an unused entry of the return stacks leads to
     void *_Nullable load_vectors;     // the instruction in r14, the level in r13
     void *_Nullable helper_access;

@@ -29,6 +29,7 @@
 #define MARTLET_JUMP 19936
 #define MARTLET_SITE_MISS 19944
 #define MARTLET_CALL_INTERPRETER 19952
+#define MARTLET_HELPER_TRIAL 19960
 #define MARTLET_LOST_RETURN 19968
 #define MARTLET_LOAD_VECTORS 19976
 #define MARTLET_HELPER_ACCESS 19984
@@ -133,6 +134,7 @@ _Static_assert(offsetof(martlet_cpu, lost_return) == MARTLET_LOST_RETURN, "offse
 _Static_assert(offsetof(martlet_cpu, load_vectors) == MARTLET_LOAD_VECTORS, "offset");
 _Static_assert(offsetof(martlet_cpu, helper_access) == MARTLET_HELPER_ACCESS, "offset");
 _Static_assert(offsetof(martlet_cpu, helper_jump) == MARTLET_HELPER_JUMP, "offset");
+_Static_assert(offsetof(martlet_cpu, helper_trial) == MARTLET_HELPER_TRIAL, "offset");
 _Static_assert(offsetof(martlet_cpu, helper_resolve) == MARTLET_HELPER_RESOLVE, "offset");
 _Static_assert(offsetof(martlet_cpu, helper_alternative) == MARTLET_HELPER_ALTERNATIVE, "offset");
 _Static_assert(offsetof(martlet_cpu, helper_hop) == MARTLET_HELPER_HOP, "offset");
@@ -195,6 +197,8 @@ void martlet_install_exits(martlet_cpu *_Nonnull cpu);
 void martlet_number_missed(void);
 void martlet_number_missed_flags(void);
 void martlet_resolve_translated(void);
+// And at the entry of a block, its first instruction in r14.
+void martlet_trial_ended(void);
 // A serializing instruction, as needed between changing code through one mapping and running it through another
 // (SDM vol. 3A §9.3). Not CPUID, which leaves to the hypervisor in a virtual machine.
 void martlet_serialize(void);

@@ -127,13 +127,16 @@ extension BlockTranslator {
     /// Whether the accesses of an instruction look at the TLB each time.
     private static func hops(_ i: Insn) -> Bool { i.pointee.hops == UInt8(MARTLET_HOPS_YES) }
 
-    /// Counts this entry into the block while accesses of it are on trial. Flags stay.
+    /// Counts this entry into a block with accesses on trial. Flags stay.
     mutating func countEntry() {
-        let (counter, value) = (HostRegister.scratch2, HostRegister.scratch)
-        host.moveImmediate64(counter, address(first))
-        host.operation(0x8B, size: 4, reg: value, .line(counter, Int(MARTLET_INSN_COUNTDOWN)))
-        host.lea(value, base: value, displacement: 1, size: 4)
-        host.operation(0x89, size: 4, reg: value, .line(counter, Int(MARTLET_INSN_COUNTDOWN)))
+        let keepsFlags = flagsLive[0]
+        if keepsFlags { saveFlags() }
+        host.moveImmediate64(HostRegister.scratch2, address(first))
+        // sub dword [countdown], 1
+        host.operation(0x83, size: 4, reg: 5, .line(HostRegister.scratch2, Int(MARTLET_INSN_COUNTDOWN)))
+        host.byte(1)
+        deferred.append(.trialEnded(branch: host.jump(HostCondition.zero), restoresFlags: keepsFlags))
+        if keepsFlags { restoreFlags() }
     }
 
     /// The register of an operand that is nothing but base and displacement.

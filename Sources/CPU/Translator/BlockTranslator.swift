@@ -68,6 +68,7 @@ struct BlockTranslator {
         case landing(insn: Insn, place: Int, offset: Int)
         case interpret(insn: Insn, branches: [Int], back: Int, restoresFlags: Bool)
         case loadVectors(insn: Insn, level: Int, branch: Int, back: Int)
+        case trialEnded(branch: Int, restoresFlags: Bool)
     }
 
     init(host: HostAssembler, arena: CodeArena, first: Insn, count: Int, options: Options) {
@@ -78,7 +79,8 @@ struct BlockTranslator {
         self.count = count
         self.options = options
         plan = AccessPlan()
-        isOnTrial = (0..<count).contains { first[$0].hops == UInt8(MARTLET_HOPS_TRIAL) }
+        isOnTrial =
+            first.pointee.position == 0 && (0..<count).contains { first[$0].hops == UInt8(MARTLET_HOPS_TRIAL) }
         copies = options.groupsAccesses && !isOnTrial ? Self.copies(first, count) : 1
         if options.groupsAccesses {
             plan = AccessPlan(first: first, count: count, copies: copies, boundary: options.boundary)
@@ -285,6 +287,10 @@ struct BlockTranslator {
             callInterpreter(i)
             let place = host.jump(nil)
             host.patch32(at: place, to: back)
+        case .trialEnded(let branch, let restores):
+            host.patch32(at: branch, to: host.position)
+            if restores { restoreFlags() }
+            host.jump(toAddress: arena.address(of: .trialEnded))
         case .loadVectors(let i, let level, let branch, let back):
             host.patch32(at: branch, to: host.position)
             host.moveImmediate64(HostRegister.scratch, UInt64(level))

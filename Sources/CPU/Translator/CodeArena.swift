@@ -66,6 +66,8 @@ final class CodeArena {
         case missedWithFlags
         /// A link's number on the stack.
         case resolve
+        /// A block's first instruction in `scratch2`.
+        case trialEnded
 
         fileprivate static let size = 16
 
@@ -75,6 +77,7 @@ final class CodeArena {
                 case .missed: (martlet_number_missed, HostRegister.scratch)
                 case .missedWithFlags: (martlet_number_missed_flags, HostRegister.scratch2)
                 case .resolve: (martlet_resolve_translated, HostRegister.scratch)
+                case .trialEnded: (martlet_trial_ended, HostRegister.scratch)
                 }
             host.moveImmediate64(register, UInt64(UInt(bitPattern: unsafeBitCast(target, to: Int.self))))
             host.jump(throughRegister: register)

@@ -225,6 +225,10 @@ struct HostAssembler {
     mutating func leave(_ number: Int, to place: UInt64) {
         byte(0x68)
         word32(number)
+        jump(toAddress: place)
+    }
+
+    mutating func jump(toAddress place: UInt64) {
         byte(0xE9)
         word32(Int(truncatingIfNeeded: place &- (origin &+ UInt64(position + 4))))
     }

@@ -76,22 +76,29 @@ extension Processor {
     }
 
     /// 256 more misses of a site. So many in a very short time are enough for code that looks at the TLB each time. Where
-    /// they go on coming the block is translated anew with its entries counted, and after as many misses again the two are
-    /// compared.
+    /// they go on coming the access is tried: if it misses as often again before its block is entered so many times, it
+    /// gets such code too.
     fileprivate func considerHopping(_ i: Insn, _ site: UnsafeMutablePointer<martlet_site>) {
         let first = i - Int(i.pointee.position)
         let now = UInt32(truncatingIfNeeded: alu_rdtsc())
         let time = now &- site.pointee.wrapped
         site.pointee.wrapped = now
         site.pointee.rounds &+= 1
-        let entries = UInt32(bitPattern: first.pointee.countdown)
         guard first.pointee.host_code != nil,
-            let verdict = HopVerdict.next(after: i.pointee.hops, cycles: time, rounds: site.pointee.rounds, entries: entries)
+            let verdict = HopVerdict.next(after: i.pointee.hops, cycles: time, rounds: site.pointee.rounds)
         else { return }
         // The code of this site is on its way out.
         site.pointee.flags &= ~UInt8(MARTLET_SITE_MAY_HOP)
         i.pointee.hops = verdict
-        first.pointee.countdown = 0
+        first.pointee.countdown = HopVerdict.entriesOfTrial
+        translateAnew(first)
+    }
+
+    /// The accesses of a block that were on trial do not miss often.
+    fileprivate func endTrial(_ first: Insn) {
+        for index in 0..<Int(first.pointee.block_length) where first[index].hops == UInt8(MARTLET_HOPS_TRIAL) {
+            first[index].hops = UInt8(MARTLET_HOPS_NO)
+        }
         translateAnew(first)
     }
 
@@ -214,7 +221,6 @@ private let jumpHelper: TranslatedHelper = { s, i, target in
     return nextBlock(s).map { UnsafeMutableRawPointer($0) }
 }
 
-/// A direct branch inside a page whose target was not translated when the branch was: links it once it is.
 private let resolveHelper: @convention(c) (State, UInt64) -> UnsafeMutableRawPointer? = { s, number in
     guard let owner = s.pointee.owner else { return nil }
     return Unmanaged<Processor>.fromOpaque(owner)._withUnsafeGuaranteedRef { UnsafeMutableRawPointer($0.resolve(number)) }
@@ -237,6 +243,11 @@ private let hopHelper: TranslatedHelper = { s, i, record in
     return nil
 }
 
+private let trialHelper: @convention(c) (State, Insn) -> Void = { s, first in
+    guard let owner = s.pointee.owner else { return }
+    Unmanaged<Processor>.fromOpaque(owner)._withUnsafeGuaranteedRef { $0.endTrial(first) }
+}
+
 /// What becomes of an instruction whose access has missed another 256 times.
 private enum HopVerdict {
     /// A loop that misses each time.
@@ -244,18 +255,13 @@ private enum HopVerdict {
     /// Times 256 misses that are worth two translations.
     private static let roundsBeforeTrial: UInt8 = 4
     /// Looking at the TLB costs about a twelfth of a miss.
-    private static let entriesPerMiss: UInt32 = 12
+    static let entriesOfTrial: Int32 = 256 * 12
 
     /// The new MARTLET_HOPS_; nil: as before.
-    static func next(after hops: UInt8, cycles: UInt32, rounds: UInt8, entries: UInt32) -> UInt8? {
+    static func next(after hops: UInt8, cycles: UInt32, rounds: UInt8) -> UInt8? {
         if hops == UInt8(MARTLET_HOPS_YES) { return nil }
-        if cycles <= quick { return UInt8(MARTLET_HOPS_YES) }
-        switch Int32(hops) {
-        case Int32(MARTLET_HOPS_UNKNOWN): return rounds >= roundsBeforeTrial ? UInt8(MARTLET_HOPS_TRIAL) : nil
-        case Int32(MARTLET_HOPS_TRIAL):
-            return UInt8(entries <= 256 * entriesPerMiss ? MARTLET_HOPS_YES : MARTLET_HOPS_NO)
-        default: return nil
-        }
+        if cycles <= quick || hops == UInt8(MARTLET_HOPS_TRIAL) { return UInt8(MARTLET_HOPS_YES) }
+        return hops == UInt8(MARTLET_HOPS_UNKNOWN) && rounds >= roundsBeforeTrial ? UInt8(MARTLET_HOPS_TRIAL) : nil
     }
 }
 
@@ -265,6 +271,7 @@ func installTranslator(_ s: State) {
     s.pointee.helper_jump = unsafeBitCast(jumpHelper, to: UnsafeMutableRawPointer?.self)
     s.pointee.helper_resolve = unsafeBitCast(resolveHelper, to: UnsafeMutableRawPointer?.self)
     s.pointee.helper_alternative = unsafeBitCast(alternativeHelper, to: UnsafeMutableRawPointer?.self)
+    s.pointee.helper_trial = unsafeBitCast(trialHelper, to: UnsafeMutableRawPointer?.self)
     s.pointee.helper_hop = unsafeBitCast(hopHelper, to: UnsafeMutableRawPointer?.self)
     // Not canonical, and not to be guessed: a guest that hit it would miss a #GP.
     let random = UInt64.random(in: 0...UInt64.max)
