@@ -112,7 +112,12 @@ struct ConfigurationTests {
     }
 
     @Test(
-        "JSON as Foundation reads it", arguments: ["{\"a\": [1, -0.5e+3, true, null, \"x\\\"y\"], \"b\": {}}", " [ ] "])
+        "JSON as Foundation reads it",
+        arguments: [
+            "{\"a\": [1, -0.5e+3, true, null, \"x\\\"y\"], \"b\": {}}", " [ ] ", "[\"\\ud83d\\ude00\\/\\u00e4\", 7]",
+            "[\"\\\\ud83d\\\\ude00\"]", "{\n\t\"a\":1,\n\t\"b\" : [\t\"~\" , \"true\",\"0x1F\" ]\n}",
+            "[\"# none\", \"a: b\", \"- c\", \"\", \" spaces  stay \"]",
+        ])
     func jsonOracle(text: String) throws {
         func plain(_ node: ConfigurationNode) -> NSObject {
             switch node.value {
