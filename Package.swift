@@ -128,7 +128,8 @@ let package = Package(
         .testTarget(
             name: "VirtioTests",
             dependencies: [
-                "DeviceModel", "Disk", "FileShare", "Fuzzing", "GuestMemory", "Host", "Net", "Virtio", "X86",
+                "DeviceModel", "Disk", "FileShare", "Fuzzing", "GuestMemory", "Host", "HostNetwork", "Net", "Virtio",
+                "X86",
             ],
             swiftSettings: strict),
         .testTarget(

@@ -55,6 +55,7 @@ struct BadInputTests {
             (["--disk", "/dev/null,readonly"], ["/dev/null", "neither a file nor a block device"]),
             (["--net", "tap,fd=99"], ["descriptor 99", "Bad file descriptor"]),
             (["--net", "socket,path=/nonexistent/a,peer=/nonexistent/b"], ["/nonexistent/a", "another path"]),
+            (["--net", "tap,name=mt0,vhost=on", "--capture", "/tmp/x"], ["vhost=on", "a capture", "leave out one"]),
             (["--capture", "/nonexistent/x"], ["/nonexistent/x", "another file"]),
             (["--net", "user", "--engine", "lockstep"], ["lockstep", "--net"]),
             (["--initrd", ""], ["--initrd"]),
