@@ -93,7 +93,7 @@ struct BadInputTests {
         let doctor = try await Martlet.run(
             ["doctor"], environment: ["XDG_CACHE_HOME": scratch.directory.path])
         #expect(doctor.status == 1)
-        #expect(doctor.outputText.contains("scripts/default-guest"))
+        #expect(doctor.outputText.contains("scripts/default-guest") && doctor.outputText.contains("vhost-net"))
     }
 
     @Test("A closed standard output")

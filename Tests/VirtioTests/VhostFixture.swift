@@ -101,6 +101,9 @@ class VhostCard {
         return false
     }
 
+    /// A frame each way, through whichever path is the card's now.
+    func expectTraffic(_ number: Int, _ location: SourceLocation = #_sourceLocation) throws {}
+
     func end() {
         driver.transport.shutDown()
         card.unplug()
@@ -192,6 +195,69 @@ class VhostCard {
 
 }
 
+/// What a card does on either path, and on the way between them.
+extension VhostCard {
+    /// Resets of the device, and one of a queue: from that on all comes through this process, until the device starts
+    /// anew.
+    func expectResets(of queue: Int) throws {
+        for round in 0..<3 {
+            try expectTraffic(round)
+            driver.setStatus(0)
+            #expect(!usesVhost)
+            try start()
+            #expect(usesVhost)
+        }
+        try expectTraffic(10)
+        try resetQueue(queue)
+        #expect(!usesVhost)
+        try expectTraffic(20)
+        try expectTraffic(22)
+        driver.transport.pause()
+        driver.transport.resume()
+        #expect(usesVhost)
+        try expectTraffic(30)
+    }
+
+    /// A buffer outside of the guest's memory; `offer` has a frame come for it. Then a reset.
+    func expectFailure(of queue: Int, offer: () throws -> Void) throws {
+        let ring = driver.queues[queue]
+        try driver.memory.store(UInt64(1) << 40, at: GuestPhysicalAddress(ring.descriptors))
+        try driver.memory.store(UInt32(2000), at: GuestPhysicalAddress(ring.descriptors + 8))
+        try driver.memory.store(UInt32(queue == 0 ? 2 : 0), at: GuestPhysicalAddress(ring.descriptors + 12))
+        try driver.memory.store(UInt16(1), at: GuestPhysicalAddress(ring.driverArea + 2))
+        try ringDoorbell(queue)
+        try offer()
+        #expect(eventually { driver.needsReset ? true : nil } == true)
+        driver.setStatus(0)
+        try start()
+        #expect(usesVhost)
+    }
+
+    /// What the process has open and how many threads, for a test to compare: other tests run meanwhile and have some.
+    struct Belongings: Equatable {
+        let descriptors = Self.count("/proc/self/fd")
+        let threads = Self.count("/proc/self/task")
+
+        private static func count(_ directory: String) -> Int {
+            guard let stream = opendir(directory) else { return 0 }
+            defer { closedir(stream) }
+            var count = 0
+            while readdir(stream) != nil { count += 1 }
+            return count
+        }
+
+        /// Threads end in a moment.
+        func expectKept() {
+            var now = Belongings()
+            _ = eventually { () -> Bool? in
+                now = Belongings()
+                return now.descriptors < descriptors + 100 && now.threads < threads + 50 ? true : nil
+            }
+            #expect(now.descriptors < descriptors + 100 && now.threads < threads + 50, "\(self), then \(now)")
+        }
+    }
+}
+
 /// Such a card on a cable in the test's hands, and a model of vhost-net.
 final class VhostFixture: VhostCard {
     let wire = Wire()
@@ -228,8 +294,7 @@ final class VhostFixture: VhostCard {
         #expect(maker.record.withLock { $0.violations } == [])
     }
 
-    /// A frame each way, through whichever path is the card's now.
-    func expectTraffic(_ number: Int, _ location: SourceLocation = #_sourceLocation) throws {
+    override func expectTraffic(_ number: Int, _ location: SourceLocation = #_sourceLocation) throws {
         let (out, back) = (CardFixture.frame(number, 300), CardFixture.frame(number + 1, 900))
         try refill(1526)
         #expect(try send(out), sourceLocation: location)
