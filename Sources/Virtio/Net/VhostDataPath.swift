@@ -150,12 +150,7 @@ final class VhostDataPath: Sendable {
                 queue.interrupt()
                 context.gate.leave()
             }
-            try context.events.listen(to: error) { [weak self] in
-                guard context.gate.enter() else { return }
-                self?.halt()
-                context.fail("queue \(index): the kernel cannot follow the driver's ring or buffers")
-                context.gate.leave()
-            }
+            try context.events.listen(to: error) { [weak self] in self?.fail(index) }
         }
     }
 
@@ -201,6 +196,15 @@ final class VhostDataPath: Sendable {
     }
 
     /// The driver is broken: nothing is taken any more, until a reset.
+    private func fail(_ queue: Int) {
+        guard context.gate.enter() else { return }
+        defer { context.gate.leave() }
+        // Not the driver that came after it.
+        guard state.withLock({ $0.attached > 0 }) else { return }
+        halt()
+        context.fail("queue \(queue): the kernel cannot follow the driver's ring or buffers")
+    }
+
     private func halt() {
         let (device, attached) = state.withLock { state in
             defer { state.isHalted = true }
