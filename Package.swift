@@ -119,7 +119,7 @@ let package = Package(
         .testTarget(name: "DiskTests", dependencies: ["Disk", "Fuzzing", "Host"], swiftSettings: strict),
         .testTarget(
             name: "FileShareTests", dependencies: ["CHost", "FileShare", "Fuzzing", "Host"], swiftSettings: strict),
-        .testTarget(name: "DeviceModelTests", dependencies: ["DeviceModel"], swiftSettings: strict),
+        .testTarget(name: "DeviceModelTests", dependencies: ["DeviceModel", "Host"], swiftSettings: strict),
         .testTarget(
             name: "NetTests", dependencies: ["CHost", "Fuzzing", "Host", "HostNetwork", "Net"], swiftSettings: strict),
         .testTarget(
@@ -128,7 +128,8 @@ let package = Package(
         .testTarget(
             name: "VirtioTests",
             dependencies: [
-                "DeviceModel", "Disk", "FileShare", "Fuzzing", "GuestMemory", "Host", "Net", "Virtio", "X86",
+                "DeviceModel", "Disk", "FileShare", "Fuzzing", "GuestMemory", "Host", "HostNetwork", "Net", "Virtio",
+                "X86",
             ],
             swiftSettings: strict),
         .testTarget(

@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <linux/if.h>
 #include <linux/if_tun.h>
-#include <linux/vhost.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -53,14 +52,6 @@ long host_tap_set_offloads(int fd, unsigned flags) {
 }
 
 unsigned host_tap_header_flag(void) { return IFF_VNET_HDR; }
-
-long host_vhost_net_features(uint64_t *features) {
-    int fd = open("/dev/vhost-net", O_RDWR | O_CLOEXEC);
-    if (fd < 0) return -errno;
-    long result = result_or_errno(ioctl(fd, VHOST_GET_FEATURES, features));
-    close(fd);
-    return result;
-}
 
 // MARK: Datagrams
 

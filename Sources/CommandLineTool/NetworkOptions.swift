@@ -87,7 +87,9 @@ enum NetworkOptions {
                 (counts.malformedFrames, "malformed"), (counts.undeliverableFrames, "undeliverable"),
                 (counts.overrunFrames, "without room"), (counts.throttled, "delayed by limits"),
             ]
-            return "\(port.name): \(counts.sentFrames) frames sent (\(counts.sentBytes) bytes), "
+            // Which are not counted.
+            let others = port.wasHandedOver ? "vhost-net; past it " : ""
+            return "\(port.name): \(others)\(counts.sentFrames) frames sent (\(counts.sentBytes) bytes), "
                 + "\(counts.receivedFrames) received (\(counts.receivedBytes) bytes)"
                 + lost.filter { $0.0 > 0 }.map { ", \($0.0) \($0.1)" }.joined()
         }

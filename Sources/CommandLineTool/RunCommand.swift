@@ -66,7 +66,7 @@ struct RunCommand: ParsableCommand {
 
             NETWORKS
               --net user[,egress=POLICY][,ipv6=on][,KEY=VALUE…]   no root, nothing to set up on the host
-              --net tap,name=tap0 | tap,fd=N                      a tap device that somebody made for you
+              --net tap,name=tap0 | tap,fd=N [,vhost=auto|on|off]   a tap device that somebody made for you
               --net socket,path=/run/a,peer=/run/b                a cable to another machine (there: a and b exchanged)
               --net none                                          a card whose cable is not plugged in
               Without any of these options the machine has no card, and nothing in it can reach a network. --publish and
@@ -78,6 +78,9 @@ struct RunCommand: ParsableCommand {
               queues=N      1 to 16 pairs of queues, by default 1
               bandwidth=, operations=   at most so many bytes and frames a second and direction; burst=,
                             operations-burst= what may come at once after a pause
+              vhost=        of tap: whether the host's kernel moves the frames itself (vhost-net): auto (the default) with
+                            --accel kvm where /dev/vhost-net can be opened, on or an error, off. It needs one pair of
+                            queues, no limits and no capture.
               name=, capture=   of the network in messages, and a file for its frames
               --publish [ADDRESS:]HOSTPORT:GUESTPORT[/udp]   the host's port, on 127.0.0.1 unless an ADDRESS is named,
                             leads to the guest (user network)

@@ -21,12 +21,22 @@ public final class DoorbellThread: Sendable {
 
     /// From now on `handler` is called, on this thread, after `notifier` was signalled. It must not wait for the guest.
     public func listen(to notifier: EventNotifier, _ handler: @escaping @Sendable () -> Void) throws(HostError) {
-        listeners.withLock { $0.handlers[notifier.descriptor] = (notifier, handler) }
+        let isStopped = listeners.withLock { listeners in
+            if !listeners.isStopped { listeners.handlers[notifier.descriptor] = (notifier, handler) }
+            return listeners.isStopped
+        }
+        if isStopped { return }
         changed.signal()
         // A machine without doorbells has no thread.
         try thread.withLock { (thread) throws(HostError) in
             if thread == nil { thread = try HostThread(name: "doorbells") { [self] in run() } }
         }
+    }
+
+    /// The handler may still be called once, for a signal that came before this returned.
+    public func stopListening(to notifier: EventNotifier) {
+        listeners.withLock { _ = $0.handlers.removeValue(forKey: notifier.descriptor) }
+        changed.signal()
     }
 
     private func run() {

@@ -159,6 +159,12 @@ public final class GuestMemory: Sendable {
         return IOSegments(buffers, owner: self)
     }
 
+    /// Where a range of RAM, in one region, is in this process: for the kernel, which checks it again. The memory must
+    /// be kept as long as the kernel may use it.
+    public func hostAddress(of range: GuestMemoryRange) throws(GuestMemoryFault) -> UInt64 {
+        UInt64(UInt(bitPattern: try pointer(at: range.base, length: range.count, forWriting: true)))
+    }
+
     public func noteTransfer(into ranges: some Sequence<GuestMemoryRange>) {
         for range in ranges { noteWrite(at: range.base, count: range.count) }
     }
@@ -179,6 +185,9 @@ public final class GuestMemory: Sendable {
     public func observeWrites(_ observer: @escaping WriteObserver) {
         self.observer.withLock { $0 = Observer(note: observer) }
     }
+
+    /// Whether each write has to be made from here.
+    public var isObserved: Bool { observer.withLock { $0 != nil } }
 
     private func noteWrite(at address: GuestPhysicalAddress, count: Int) {
         guard count > 0, let observer = observer.withLock({ $0 }) else { return }

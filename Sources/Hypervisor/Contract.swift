@@ -44,6 +44,8 @@ public protocol VirtualMachine: AnyObject, Sendable {
 
     /// The host wrote to guest memory while or after the guest ran (DMA). KVM sees that by itself.
     func noteMemoryWritten(at address: GuestPhysicalAddress, count: Int)
+    /// Whether it need not be told: then others, the host's kernel among them, may write to guest memory, too.
+    var seesMemoryWrites: Bool { get }
 
     /// KVM_CREATE_IRQCHIP: local APICs, I/O APIC (GSI 0–23) and the PIC pair (GSI 0–15), wired as on a PC.
     func createIRQChip() throws(HypervisorError)
@@ -173,6 +175,7 @@ public protocol VirtualCPU: AnyObject {
 extension VirtualMachine {
     public var writesOnlyInExits: Bool { false }
     public var takesIRQEventsDirectly: Bool { false }
+    public var seesMemoryWrites: Bool { false }
 
     public func noteMemoryWritten(at address: GuestPhysicalAddress, count: Int) {}
 }

@@ -110,6 +110,7 @@ final class KVMVirtualMachine: VirtualMachine {
 
     // virt/kvm/eventfd.c, irqfd_wakeup: a message is delivered where the eventfd is written.
     var takesIRQEventsDirectly: Bool { true }
+    var seesMemoryWrites: Bool { true }
 
     func setIOEvent(_ event: IOEvent, isAssigned: Bool) throws(HypervisorError) {
         var ioeventfd = kvm_ioeventfd()

@@ -25,6 +25,17 @@ protocol Transport: AnyObject, Sendable {
     func add(to statistics: inout NetworkStatistics)
     /// The thread has ended.
     func close()
+
+    // MARK: The kernel's data path
+
+    var vhost: VhostOffer? { get }
+    /// Header and frame that the card had no room for, which the transport forgets.
+    func takePending() -> [UInt8]?
+}
+
+extension Transport {
+    var vhost: VhostOffer? { nil }
+    func takePending() -> [UInt8]? { nil }
 }
 
 enum TransportOutcome: Equatable, Sendable {
@@ -37,11 +48,14 @@ enum TransportOutcome: Equatable, Sendable {
 
 /// The thread of a back end, and what all kinds have in common: back-pressure, limits, capture, statistics.
 ///
-/// Lock order: none is held while another is taken, and none during a callback.
+/// Lock order: `turn`, which the thread holds whenever it uses the transport, also during callbacks; of the others none is
+/// held while another is taken, and none during a callback.
 final class BackendLoop: NetworkBackend {
     private struct Flow {
         var receiver: (any FrameReceiver)?
         var isClosed = false
+        /// The kernel's data path has the transport.
+        var isHandedOver = false
         /// The card waits for `canSend`: until this time, or, at 0, until the transport can.
         var blockedUntil: UInt64?
     }
@@ -56,6 +70,7 @@ final class BackendLoop: NetworkBackend {
     private let capture: PacketCapture?
     private let wake: EventNotifier
     private let flow = Mutex(Flow())
+    private let turn = Mutex<Void>(())
     private let outgoing: Mutex<Outgoing>
     private let sink: ReceiveSink
     private let thread = Mutex<HostThread?>(nil)
@@ -102,7 +117,9 @@ final class BackendLoop: NetworkBackend {
             outgoing.withLock { $0.statistics.malformedFrames &+= 1 }
             return .dropped
         }
-        guard !flow.withLock({ $0.isClosed }) else { return .dropped }
+        let (isClosed, isHandedOver) = flow.withLock { ($0.isClosed, $0.isHandedOver) }
+        if isHandedOver { outgoing.withLock { $0.statistics.undeliverableFrames &+= 1 } }
+        guard !isClosed, !isHandedOver else { return .dropped }
         let now = HostClock.monotonicNanoseconds
         let wait = outgoing.withLock { outgoing in
             let wait = outgoing.limiter.take(bytes: pieces.count, nowNanoseconds: now)
@@ -163,6 +180,25 @@ final class BackendLoop: NetworkBackend {
         flow.withLock { $0.receiver = nil }
     }
 
+    // MARK: The kernel's data path
+
+    var vhost: VhostOffer? { transport.vhost }
+
+    func handOver(_ last: (VirtualNetworkHeader, borrowing RawSpan) -> Bool) {
+        flow.withLock { $0.isHandedOver = true }
+        wake.signal()
+        // Its turn is over, and it will not take another.
+        let pending = turn.withLock { _ in transport.takePending() }
+        guard let pending, let header = VirtualNetworkHeader(pending) else { return }
+        let frame = unsafe pending.span.bytes.extracting(VirtualNetworkHeader.size..<pending.count)
+        sink.count(isTaken: last(header, frame), bytes: frame.byteCount)
+    }
+
+    func takeBack() {
+        flow.withLock { $0.isHandedOver = false }
+        wake.signal()
+    }
+
     // MARK: The thread
 
     private func run() {
@@ -173,9 +209,18 @@ final class BackendLoop: NetworkBackend {
             wait(&poll, blockedUntil)
             // In this order: what is signalled from here on wakes the next wait.
             _ = wake.consume()
-            transport.advance(poll, sink: sink)
-            sink.endBatch()
-            unblock(poll)
+            takeTurn {
+                transport.advance(poll, sink: sink)
+                sink.endBatch()
+                unblock(poll)
+            }
+        }
+    }
+
+    /// Uses the transport, unless it is handed over.
+    private func takeTurn(_ body: () -> Void) {
+        turn.withLock { _ in
+            if !flow.withLock({ $0.isHandedOver }) { body() }
         }
     }
 
@@ -183,7 +228,8 @@ final class BackendLoop: NetworkBackend {
         poll.removeAll()
         // Transports read events by the indices that they got, so that the wake-up's place is free.
         _ = poll.add(wake.descriptor.rawValue, Int16(POLLIN))
-        var timeout = transport.prepare(&poll, sink: sink, isBlocked: blockedUntil == 0)
+        var timeout: UInt64?
+        takeTurn { timeout = transport.prepare(&poll, sink: sink, isBlocked: blockedUntil == 0) }
         let now = HostClock.monotonicNanoseconds
         let deadlines = [blockedUntil.flatMap { $0 > 0 ? $0 : nil }, sink.throttledUntil]
         for case .some(let deadline) in deadlines {
@@ -242,6 +288,15 @@ final class ReceiveSink: Sendable {
     func reopen() { state.withLock { $0.isFull = false } }
 
     func countOverrun() { state.withLock { $0.statistics.overrunFrames &+= 1 } }
+
+    /// A frame that did not come through `deliver`.
+    func count(isTaken: Bool, bytes: Int) {
+        guard isTaken else { return countOverrun() }
+        state.withLock { state in
+            state.statistics.receivedFrames &+= 1
+            state.statistics.receivedBytes &+= UInt64(bytes)
+        }
+    }
 
     /// False: keep the frame, and ask `isOpen` before the next attempt.
     func deliver(_ header: VirtualNetworkHeader, _ frame: borrowing RawSpan) -> Bool {

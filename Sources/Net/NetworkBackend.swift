@@ -28,6 +28,14 @@ public protocol NetworkBackend: AnyObject, Sendable {
     func resumeReceiving()
     /// Ends the back end's thread and closes what it has open. `send` drops frames afterwards. Not from a callback.
     func close()
+
+    /// What the kernel's own data path needs to take over; nil: all frames come through this back end.
+    var vhost: VhostOffer? { get }
+    /// Frames go past this back end until `takeBack`: when this returns, nothing here reads or writes them any more, and
+    /// `send` drops what it gets. The frame that waited for the card, if there is one, goes to `last`, which says whether
+    /// it was taken. Not from a callback.
+    func handOver(_ last: (VirtualNetworkHeader, borrowing RawSpan) -> Bool)
+    func takeBack()
 }
 
 /// The card's side of a back end. All functions are called by the back end's thread and must not wait.
@@ -151,6 +159,9 @@ public typealias NetworkLog = @Sendable (NetworkEvent) -> Void
 
 extension NetworkBackend {
     public var hasLink: Bool { true }
+    public var vhost: VhostOffer? { nil }
+    public func handOver(_ last: (VirtualNetworkHeader, borrowing RawSpan) -> Bool) {}
+    public func takeBack() {}
 
     /// Sends a frame that is in one array.
     public func send(_ frame: [UInt8], header: VirtualNetworkHeader = VirtualNetworkHeader()) -> SendOutcome {

@@ -32,12 +32,31 @@ public struct NetworkConfiguration: Equatable, Sendable {
     /// The card's address: the configured one, or a new random one.
     public func chooseMAC() -> MACAddress { mac ?? MACAddress(random: HostRandom.bytes(count: 5)) }
 
+    /// Why the kernel's data path cannot be used although it is asked for, and what to do.
+    var vhostConflict: String? {
+        guard case .tap(let tap) = kind, tap.vhost == .required, let (option, reason) = vhostObstacle else {
+            return nil
+        }
+        return "vhost=on does not go with \(option): \(reason); leave out one of the two"
+    }
+
+    /// What the kernel's data path would pass by, or has not.
+    private var vhostObstacle: (option: String, reason: String)? {
+        if capturePath != nil { return ("a capture", "frames in the kernel do not pass here") }
+        if limits != TrafficLimits() { return ("bandwidth= and operations=", "frames in the kernel do not pass here") }
+        if queuePairs > 1 { return ("queues=\(queuePairs)", "a tap has one queue") }
+        return nil
+    }
+
     /// Opens the back end. `log` is called by its threads.
     public func open(log: @escaping NetworkLog) throws(NetworkError) -> any NetworkBackend {
+        if let conflict = vhostConflict { throw .vhostExcluded(conflict) }
         let transport: any Transport
         switch kind {
         case .user(let user): transport = try UserTransport(user, name: name ?? "user", mtu: mtu, log: log)
-        case .tap(let tap): transport = try TapTransport(tap, log: log)
+        case .tap(var tap):
+            if vhostObstacle != nil { tap.vhost = .never }
+            transport = try TapTransport(tap, log: log)
         case .socket(let socket):
             transport = try SocketTransport(socket, name: name ?? "socket \(socket.path)")
         case .none: return NoBackend(mtu: mtu)

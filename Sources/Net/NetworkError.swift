@@ -8,6 +8,8 @@ public enum NetworkError: Error, Equatable, Sendable, CustomStringConvertible {
     case portTaken(PublishedPort, reason: String)
     case tapUnusable(name: String, reason: String)
     case tapWithoutHeader(name: String)
+    case vhostUnavailable(name: String, reason: String)
+    case vhostExcluded(String)
     case socketUnusable(path: String, reason: String)
     case captureUnusable(path: String, reason: String)
     case alreadyStarted(network: String)
@@ -23,6 +25,10 @@ public enum NetworkError: Error, Equatable, Sendable, CustomStringConvertible {
                 + "$USER) or use --net user"
         case .tapWithoutHeader(let name):
             "Cannot use tap descriptor \(name): its frames have no virtio-net header; open it with IFF_VNET_HDR"
+        case .vhostUnavailable(let name, let reason):
+            "Cannot give tap device \(name) to /dev/vhost-net: \(reason); load it (modprobe vhost_net) and let this user "
+                + "open it, or leave out vhost=on"
+        case .vhostExcluded(let reason): reason
         case .socketUnusable(let path, let reason):
             "Cannot use socket \(path): \(reason); choose another path"
         case .captureUnusable(let path, let reason):

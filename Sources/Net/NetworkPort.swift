@@ -6,6 +6,7 @@ public final class NetworkPort: FrameReceiver {
     private struct State: Sendable {
         var card: (any FrameReceiver)?
         var hasLink: Bool
+        var wasHandedOver = false
     }
 
     private let backend: any NetworkBackend
@@ -21,6 +22,7 @@ public final class NetworkPort: FrameReceiver {
 
     public var name: String { backend.name }
     public var mtu: UInt16 { backend.mtu }
+    public var nativeOffloads: Offloads { backend.nativeOffloads }
     public var statistics: NetworkStatistics { backend.statistics }
     public var hasLink: Bool { state.withLock { $0.hasLink } }
 
@@ -50,6 +52,22 @@ public final class NetworkPort: FrameReceiver {
 
     /// The end: not from a callback.
     public func close() { backend.close() }
+
+    // MARK: The kernel's data path
+
+    public var vhost: VhostOffer? { backend.vhost }
+    /// Some frames have gone past the back end, and are in no statistics.
+    public var wasHandedOver: Bool { state.withLock { $0.wasHandedOver } }
+
+    /// As `NetworkBackend.handOver`.
+    public func handOver(_ last: (VirtualNetworkHeader, borrowing RawSpan) -> Bool) {
+        state.withLock { $0.wasHandedOver = true }
+        backend.handOver(last)
+        // Whoever sent before has left.
+        sending.withLock { _ in }
+    }
+
+    public func takeBack() { backend.takeBack() }
 
     // MARK: FrameReceiver
 

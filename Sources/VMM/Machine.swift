@@ -65,7 +65,9 @@ final class Machine {
             virtualMachine = try Self.createVirtualMachine(on: system, memory: memory)
             leaves = GuestCPUID.singleProcessor(from: try system.supportedCPUID())
             let engine = virtualMachine
-            memory.observeWrites { engine.noteMemoryWritten(at: $0, count: $1) }
+            if !engine.seesMemoryWrites {
+                memory.observeWrites { engine.noteMemoryWritten(at: $0, count: $1) }
+            }
             try saved?.controllers.apply(to: engine)
         } catch {
             throw MachineError("The \(system.name) engine cannot make a machine: \(error). See: martlet doctor")

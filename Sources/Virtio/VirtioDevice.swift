@@ -49,6 +49,9 @@ public protocol VirtioDevice: AnyObject, Sendable {
     var kind: VirtioKind { get }
     /// The device type's own feature bits. Which are negotiated comes with `start`.
     var features: UInt64 { get }
+    /// Of the features that every device has by its queues and its transport, those that a driver had better not choose;
+    /// a device that was saved elsewhere may have them.
+    var declinedFeatures: UInt64 { get }
     /// Whether the driver's choice makes sense; false makes FEATURES_OK fail (§3.1.1).
     func accepts(features: UInt64) -> Bool
     /// The most entries of each queue, powers of two.
@@ -76,6 +79,7 @@ public protocol VirtioDevice: AnyObject, Sendable {
 }
 
 extension VirtioDevice {
+    public var declinedFeatures: UInt64 { 0 }
     public func accepts(features: UInt64) -> Bool { true }
     public var configuration: [UInt8] { [] }
     public func writeConfiguration(_ value: UInt8, at offset: Int, features: UInt64) {}
@@ -96,6 +100,7 @@ public struct VirtioContext: Sendable {
     let onConfigurationChange: @Sendable () -> Void
     let onRepeat: @Sendable (Int) -> Void
     let onFailure: @Sendable (String) -> Void
+    let events: any VirtioEvents
 
     public func has(_ feature: UInt64) -> Bool { features & feature != 0 }
 
@@ -109,6 +114,18 @@ public struct VirtioContext: Sendable {
     /// The driver has done something that the device cannot go on after: DEVICE_NEEDS_RESET (§2.1.1), and a line in the
     /// log.
     public func fail(_ reason: String) { onFailure(reason) }
+}
+
+/// The eventfds of a device and the thread that listens to them, for a device whose queues the kernel works on.
+protocol VirtioEvents: Sendable {
+    /// The eventfd of a queue's notifications, to which nobody listens any more: `notify` still comes for those that went
+    /// another way, and for one that was under way. Nil: there is none.
+    func claimDoorbell(of queue: Int) -> EventNotifier?
+    /// `notify` comes again, and once at once if there was anything to hear.
+    func returnDoorbell(of queue: Int)
+    /// As `DoorbellThread`'s.
+    func listen(to notifier: EventNotifier, _ handler: @escaping @Sendable () -> Void) throws(HostError)
+    func stopListening(to notifier: EventNotifier)
 }
 
 /// Counts what is going on inside a device, so that a reset can wait until nothing is.

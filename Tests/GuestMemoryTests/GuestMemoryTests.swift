@@ -113,6 +113,34 @@ struct GuestMemoryTests {
         #expect(counter.value == 2_000_000)
     }
 
+    @Test("Whether somebody observes writes")
+    func observers() throws {
+        let memory = try memory()
+        #expect(!memory.isObserved)
+        memory.observeWrites { _, _ in }
+        #expect(memory.isObserved)
+    }
+
+    /// (address, bytes, offset in the region, nil where the kernel is given no address)
+    @Test(
+        "Addresses for the kernel are of ranges that lie whole in one region of RAM",
+        arguments: [
+            (0x0, 0x1000, 0x0), (0x1FF0, 16, 0xFF0), (0x1FF0, 17, nil), (0xFF0, 32, nil),
+            (0x2000, 1, nil), (0x8000, 4096, nil),
+            (.max, 1, nil), (.max - 7, 16, nil), (0x1000, 0, 0),
+        ] as [(UInt64, Int, Int?)])
+    func hostAddresses(address: UInt64, count: Int, offset: Int?) throws {
+        let mappings = try (0..<3).map { _ in try HostMapping(size: 0x1000) }
+        let memory = GuestMemory(regions: [
+            MemoryRegion(base: GuestPhysicalAddress(0), mapping: mappings[0]),
+            MemoryRegion(base: GuestPhysicalAddress(0x1000), mapping: mappings[1]),
+            MemoryRegion(base: GuestPhysicalAddress(0x8000), isReadOnly: true, mapping: mappings[2]),
+        ])
+        let found = try? memory.hostAddress(of: GuestMemoryRange(base: GuestPhysicalAddress(address), count: count))
+        let mapping = mappings[address < 0x1000 ? 0 : 1]
+        #expect(found == offset.map { UInt64(UInt(bitPattern: mapping.address + $0)) })
+    }
+
     private final class Counter: Sendable {
         private let count = Atomic<Int>(0)
         func add(_ number: Int) { count.add(number, ordering: .relaxed) }

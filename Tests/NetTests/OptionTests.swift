@@ -52,6 +52,16 @@ import Testing
             ("user,egress=[2001:db8::/32]:*", user { $0.egress = .list([.destination(prefix6, .all)]) }),
             ("tap,name=tap0", NetworkConfiguration(.tap(.name("tap0")))),
             ("tap,fd=7", NetworkConfiguration(.tap(.descriptor(7)))),
+            ("tap,name=tap0,vhost=auto", NetworkConfiguration(.tap(TapConfiguration(.name("tap0"))))),
+            ("tap,vhost=on,fd=7", NetworkConfiguration(.tap(TapConfiguration(.descriptor(7), vhost: .required)))),
+            ("tap,name=tap0,vhost=off", NetworkConfiguration(.tap(TapConfiguration(.name("tap0"), vhost: .never)))),
+            (
+                "tap,name=tap0,queues=2,capture=x",
+                with(NetworkConfiguration(.tap(.name("tap0")))) {
+                    $0.queuePairs = 2
+                    $0.capturePath = "x"
+                }
+            ),
             (
                 "socket,path=/run/a,peer=/run/b",
                 NetworkConfiguration(.socket(SocketConfiguration(path: "/run/a", peer: "/run/b")))
@@ -94,6 +104,21 @@ import Testing
         ("tap,name=tap0,fd=3", "tap needs one of two: tap,name=tap0 or tap,fd=3."),
         ("tap,fd=0", "'0' is no descriptor for a network; write tap,fd=3."),
         ("tap,name=a/b", "'a/b' is no interface's name; write tap,name=tap0."),
+        ("tap,name=tap0,vhost=yes", "vhost is auto, on or off."),
+        ("user,vhost=on", "The network 'user' has no 'vhost'."),
+        (
+            "tap,name=tap0,vhost=on,capture=x",
+            "vhost=on does not go with a capture: frames in the kernel do not pass here; leave out one of the two."
+        ),
+        (
+            "tap,name=tap0,vhost=on,bandwidth=1M",
+            "vhost=on does not go with bandwidth= and operations=: frames in the kernel do not pass here; leave out one "
+                + "of the two."
+        ),
+        (
+            "tap,name=tap0,vhost=on,queues=2",
+            "vhost=on does not go with queues=2: a tap has one queue; leave out one of the two."
+        ),
         ("socket,path=/a", "socket needs two paths: socket,path=/run/a,peer=/run/b."),
         ("socket,path=/a,peer=/a", "socket needs two paths: socket,path=/run/a,peer=/run/b."),
     ])

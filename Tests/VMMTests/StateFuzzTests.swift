@@ -15,7 +15,7 @@ internal import Virtio
 @testable internal import VMM
 
 /// A small kernel that reads ports and writes memory without end (Multiboot 0.6.96 §3.1, with its own addresses).
-private struct BusyKernel: BootFile {
+struct BusyKernel: BootFile {
     private static let base: UInt32 = 0x10_0000
     private static let code: [UInt8] = [
         0xBC, 0x00, 0x00, 0x18, 0x00,  // mov $0x180000, %esp

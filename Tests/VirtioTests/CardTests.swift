@@ -95,6 +95,24 @@ struct CardTests {
         #expect(try fixture.received().map(\.bytes) == frames(9).map(\.bytes))
     }
 
+    /// The back end's thread is between the frame and the end of its batch when the machine is told to stand still.
+    @Test("What was delivered before a pause is told after it", arguments: [false, true])
+    func pausedBatch(isPacked: Bool) throws {
+        let fixture = try CardFixture(style: DriverStyle(isPacked: isPacked))
+        try fixture.enableVectors()
+        try fixture.refill([2000])
+        let frame = CardFixture.frame(1, 100)
+        let isTaken = fixture.card.receive(VirtualNetworkHeader(), frame.span.bytes)
+        fixture.driver.transport.pause()
+        fixture.card.batchHasEnded()
+        #expect(isTaken && fixture.takeInterrupts() == [:])
+        fixture.driver.transport.resume()
+        #expect(fixture.takeInterrupts() == [1: 1])
+        fixture.driver.transport.pause()
+        fixture.driver.transport.resume()
+        #expect(fixture.takeInterrupts() == [:])
+    }
+
     @Test("Frames wait for buffers, in order, and also for the rest of what they need", arguments: DriverStyle.all)
     func receiveBackPressure(style: DriverStyle) throws {
         let fixture = try CardFixture(style: style)

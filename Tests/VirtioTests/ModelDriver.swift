@@ -80,12 +80,12 @@ final class ModelDriver {
 
     init(
         _ device: any VirtioDevice, style: DriverStyle = DriverStyle(), memory: GuestMemory? = nil,
-        doorbellThread: DoorbellThread? = nil
+        doorbellThread: DoorbellThread? = nil, log: DeviceLog? = nil
     ) throws {
         let memory = try memory ?? Self.makeMemory()
         self.memory = memory
         self.style = style
-        transport = try VirtioPCIDevice(device, memory: memory, doorbellThread: doorbellThread)
+        transport = try VirtioPCIDevice(device, memory: memory, log: log, doorbellThread: doorbellThread)
         transport.function.connect(transport, to: connection)
         transport.function.writeConfiguration(
             UInt64(PCICommand.memorySpace | PCICommand.busMaster), at: PCIRegister.command, width: .word)
@@ -159,17 +159,39 @@ final class ModelDriver {
 
     func enable(_ index: Int) {
         let queue = queues[index]
+        enable(index, size: queue.size, [queue.descriptors, queue.driverArea, queue.deviceArea])
+    }
+
+    private func enable(_ index: Int, size: UInt16, _ addresses: [UInt64]) {
         write(VirtioCommonRegister.queueSelect, .word, UInt64(index))
-        write(VirtioCommonRegister.queueSize, .word, UInt64(queue.size))
-        for (register, address) in [
-            (VirtioCommonRegister.queueDescriptors, queue.descriptors),
-            (VirtioCommonRegister.queueDriver, queue.driverArea),
-            (VirtioCommonRegister.queueDevice, queue.deviceArea),
-        ] {
+        write(VirtioCommonRegister.queueSize, .word, UInt64(size))
+        let registers = [
+            VirtioCommonRegister.queueDescriptors, VirtioCommonRegister.queueDriver, VirtioCommonRegister.queueDevice,
+        ]
+        for (register, address) in zip(registers, addresses) {
             write(register, .double, address & 0xFFFF_FFFF)
             write(register + 4, .double, address >> 32)
         }
         write(VirtioCommonRegister.queueEnable, .word, 1)
+    }
+
+    /// As `enable`, with one of descriptors, driver area and device area elsewhere.
+    func enable(_ index: Int, part: Int, at address: UInt64) {
+        let queue = queues[index]
+        var addresses = [queue.descriptors, queue.driverArea, queue.deviceArea]
+        addresses[part] = address
+        enable(index, size: queue.size, addresses)
+    }
+
+    /// Resets a queue and brings it back, empty (§2.6.1).
+    func resetQueue(_ index: Int) {
+        write(VirtioCommonRegister.queueSelect, .word, UInt64(index))
+        write(VirtioCommonRegister.queueReset, .word, 1)
+        guard queues.indices.contains(index) else { return }
+        let old = queues[index]
+        queues[index] = ModelQueue(
+            index: index, base: old.descriptors, size: old.size, style: style, memory: memory)
+        enable(index)
     }
 
     /// From now on interrupts are messages: 0 for the configuration, 1 for queue 0, and so on.

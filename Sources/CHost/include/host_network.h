@@ -18,8 +18,6 @@ long host_tap_set_header_size(int fd, int size);
 long host_tap_set_offloads(int fd, unsigned flags);
 /// The IFF_ flag that says whether frames carry a virtio-net header.
 unsigned host_tap_header_flag(void);
-/// The features of /dev/vhost-net.
-long host_vhost_net_features(uint64_t *_Nonnull features);
 
 /// A datagram socket bound to `path` (mode 0600), non-blocking. A socket that nobody listens on any more is replaced.
 long host_datagram_bind(const char *_Nonnull path);

@@ -9,7 +9,7 @@ public struct NetworkOptionError: Error, Equatable, Sendable, CustomStringConver
 
 extension NetworkConfiguration {
     /// The value of `--net`: `user[,egress=…]`, `tap,name=…`, `tap,fd=N`, `socket,path=…,peer=…` or `none`; all but none
-    /// take `mac=`, `mtu=`, `queues=`, `capture=` and the limits, user and socket `name=`.
+    /// take `mac=`, `mtu=`, `queues=`, `capture=` and the limits, user and socket `name=`, tap `vhost=`.
     public init(option text: String) throws(NetworkOptionError) {
         var pairs = try OptionPairs(text)
         switch pairs.kind {
@@ -67,6 +67,7 @@ extension NetworkConfiguration {
         if case .user(let user) = kind, user.hasIPv6, mtu < 1280 {
             throw NetworkOptionError("ipv6=on needs an mtu of 1280 or more.")
         }
+        if let conflict = vhostConflict { throw NetworkOptionError("\(conflict).") }
     }
 
     private static func user(_ pairs: inout OptionPairs) throws(NetworkOptionError) -> UserConfiguration {
@@ -81,6 +82,13 @@ extension NetworkConfiguration {
     }
 
     private static func tap(_ pairs: inout OptionPairs) throws(NetworkOptionError) -> TapConfiguration {
+        guard let vhost = VhostChoice(rawValue: pairs.take("vhost") ?? VhostChoice.automatic.rawValue) else {
+            throw NetworkOptionError("vhost is auto, on or off.")
+        }
+        return TapConfiguration(try tapSource(&pairs), vhost: vhost)
+    }
+
+    private static func tapSource(_ pairs: inout OptionPairs) throws(NetworkOptionError) -> TapConfiguration.Source {
         switch (pairs.take("name"), pairs.take("fd")) {
         case (let name?, nil):
             // The kernel's dev_valid_name().

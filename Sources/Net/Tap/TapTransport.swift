@@ -4,10 +4,23 @@ internal import Host
 internal import Synchronization
 
 /// `--net tap`: a device of the host's kernel, made by whoever may, used by us.
-public enum TapConfiguration: Equatable, Sendable {
-    case name(String)
-    /// An open descriptor, which becomes the back end's own.
-    case descriptor(Int32)
+public struct TapConfiguration: Equatable, Sendable {
+    public enum Source: Equatable, Sendable {
+        case name(String)
+        /// An open descriptor, which becomes the back end's own.
+        case descriptor(Int32)
+    }
+
+    public var source: Source
+    public var vhost: VhostChoice
+
+    public init(_ source: Source, vhost: VhostChoice = .automatic) {
+        self.source = source
+        self.vhost = vhost
+    }
+
+    public static func name(_ name: String) -> TapConfiguration { TapConfiguration(.name(name)) }
+    public static func descriptor(_ number: Int32) -> TapConfiguration { TapConfiguration(.descriptor(number)) }
 }
 
 /// `tap`: frames straight from and to a tap device, each with a virtio-net header, so that the kernel does the work that
@@ -27,32 +40,61 @@ final class TapTransport: Transport, Sendable {
 
     let name: String
     let nativeOffloads: Offloads
+    let vhost: VhostOffer?
     private let device: FileDescriptor
     private let pending = Mutex<[UInt8]?>(nil)
     private let pollIndex = Mutex(-1)
     private let hasFailed = Mutex(false)
     private let log: NetworkLog
 
-    init(_ configuration: TapConfiguration, log: @escaping NetworkLog) throws(NetworkError) {
+    convenience init(
+        _ configuration: TapConfiguration, log: @escaping NetworkLog
+    ) throws(NetworkError) {
         var interface = ""
-        let device = try TapTransport.open(configuration, name: &interface)
+        let device = try TapTransport.open(configuration.source, name: &interface)
         let result = host_tap_set_header_size(device.rawValue, Int32(VirtualNetworkHeader.size))
         guard result >= 0 else { throw TapTransport.unusable(interface, result) }
-        name = "tap \(interface)"
-        nativeOffloads = TapTransport.probeOffloads(device.borrowed)
+        let offer = try TapTransport.offer(configuration.vhost, device.borrowed, name: interface)
+        let offloads = TapTransport.probeOffloads(device.borrowed)
+        self.init(device, name: "tap \(interface)", nativeOffloads: offloads, vhost: offer, log: log)
+    }
+
+    /// On a device that is set up already: non-blocking, and its frames have a header.
+    init(
+        _ device: consuming FileDescriptor, name: String, nativeOffloads: Offloads, vhost: VhostOffer?,
+        log: @escaping NetworkLog
+    ) {
+        self.name = name
+        self.nativeOffloads = nativeOffloads
+        self.vhost = vhost
         self.device = device
         self.log = log
     }
 
+    private static func offer(
+        _ choice: VhostChoice, _ device: BorrowedDescriptor, name: String
+    ) throws(NetworkError) -> VhostOffer? {
+        guard choice != .never else { return nil }
+        let isRequired = choice == .required
+        do throws(HostError) {
+            // Whether it can be had; each start of the card opens its own.
+            _ = try VhostNet()
+        } catch {
+            if isRequired { throw .vhostUnavailable(name: name, reason: error.reason) }
+            return nil
+        }
+        return VhostOffer(tap: device, isRequired: isRequired) { () throws(HostError) in try VhostNet() }
+    }
+
     private static func open(
-        _ configuration: TapConfiguration, name interfaceName: inout String
+        _ source: TapConfiguration.Source, name interfaceName: inout String
     ) throws(NetworkError) -> FileDescriptor {
         var interface = [CChar](repeating: 0, count: Int(HOST_INTERFACE_NAME_SIZE))
         defer {
             interfaceName = String(
                 decoding: interface.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
         }
-        switch configuration {
+        switch source {
         case .name(let name):
             let result = unsafe interface.withUnsafeMutableBufferPointer { buffer in
                 unsafe buffer.baseAddress.map { unsafe host_tap_open(name, $0) } ?? Int(-EINVAL)
@@ -199,15 +241,13 @@ final class TapTransport: Transport, Sendable {
         return poll.events(at: index) & Int16(POLLOUT | POLLERR | POLLHUP) != 0
     }
 
+    func takePending() -> [UInt8]? {
+        pending.withLock { pending in
+            defer { pending = nil }
+            return pending
+        }
+    }
+
     func add(to statistics: inout NetworkStatistics) {}
     func close() {}
-}
-
-/// The kernel's own virtio-net data path.
-public enum VhostNet {
-    /// What /dev/vhost-net offers (VHOST_GET_FEATURES); nil where there is none for this user.
-    public static func features() -> UInt64? {
-        var features: UInt64 = 0
-        return unsafe host_vhost_net_features(&features) >= 0 ? features : nil
-    }
 }

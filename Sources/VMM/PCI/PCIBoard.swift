@@ -3,6 +3,7 @@ internal import FileShare
 internal import GuestMemory
 internal import Host
 internal import Hypervisor
+internal import Net
 internal import Platform
 internal import Synchronization
 internal import Virtio
@@ -59,6 +60,7 @@ final class PCIBoard: Sendable {
         // Where devices may act only in exits, everything happens on the vCPU's thread.
         let isImmediate = machine.writesOnlyInExits
         if isImmediate { try Self.requireImmediate(configurations) }
+        if !machine.seesMemoryWrites { try Self.requireOwnPaths(configurations) }
         self.configurations = configurations
         console = try Self.console(configurations, activity: activity, saved: saved)
         runner = isImmediate ? ImmediateRunner() : WorkerPool(name: "disk", limit: Self.workerLimit)
@@ -68,7 +70,8 @@ final class PCIBoard: Sendable {
         let rings = try configurations.map { (configuration) throws(MachineError) in
             try DiskRing.make(for: configuration, isImmediate: isImmediate)
         }
-        let workshop = PCIDeviceWorkshop(console: console, runner: runner, isImmediate: isImmediate)
+        let workshop = PCIDeviceWorkshop(
+            console: console, runner: runner, isImmediate: isImmediate, allowsVhost: machine.seesMemoryWrites)
         var sharedDoorbells: DoorbellThread?
         var devices: [any VirtioDevice] = []
         do {
@@ -171,6 +174,14 @@ final class PCIBoard: Sendable {
             throw MachineError(
                 "--engine lockstep has no \(devices) while the processor runs, which it cannot compare. "
                     + "Leave out \(option) or choose another --engine.")
+        }
+    }
+
+    private static func requireOwnPaths(_ configurations: [DeviceConfiguration]) throws(MachineError) {
+        for case .network(let port, _) in configurations where port.vhost?.isRequired == true {
+            throw MachineError(
+                "The software engine has no vhost=on (\(port.name)): it has to see each write to the guest's memory. "
+                    + "Leave it out or use --accel kvm.")
         }
     }
 

@@ -16,6 +16,8 @@ struct PCIDeviceWorkshop {
     let console: VirtioConsoleConnection?
     let runner: any JobRunner
     let isImmediate: Bool
+    /// The engine sees what others write to guest memory.
+    let allowsVhost: Bool
 
     /// Requests of one queue that are executed at once.
     private var parallelism: Int { isImmediate ? 1 : 4 }
@@ -31,7 +33,8 @@ struct PCIDeviceWorkshop {
             return try VirtioBlock(
                 restoring: VirtioBlockSavedState(encoded: saved), backend, options: options, runner: runner,
                 parallelism: parallelism, ring: ring)
-        case .network(let port, let options):
+        case .network(let port, var options):
+            options.allowsVhost = allowsVhost
             guard let saved else { return VirtioNet(port, options: options) }
             return try VirtioNet(restoring: VirtioNetSavedState(encoded: saved), port, options: options)
         case .entropy: return VirtioEntropy()

@@ -9,6 +9,7 @@ extension VirtioNet {
         switch link.withLock({ $0 }) {
         case .down: return true
         case .paused: return false
+        case .inKernel: return wait()
         case .running(let context):
             guard context.gate.enter() else { return wait() }
             defer { context.gate.leave() }
@@ -22,7 +23,7 @@ extension VirtioNet {
         return false
     }
 
-    private func deliver(
+    func deliver(
         _ header: VirtualNetworkHeader, _ frame: borrowing RawSpan, _ context: VirtioContext
     ) -> Bool {
         let (mac, filter, active, offloads) = state.withLock {

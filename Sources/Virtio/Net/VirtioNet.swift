@@ -9,6 +9,8 @@ public struct NetworkCardOptions: Equatable, Sendable {
     public var queuePairs: Int
     /// Mbit/s, as the guest is told (Virtio 1.2 §5.1.4).
     public var speed: UInt32
+    /// Whether the host's kernel may read and write the guest's memory without the engine.
+    public var allowsVhost = true
 
     public init(mac: MACAddress, queuePairs: Int = 1, speed: UInt32 = 10_000) {
         precondition(NetworkConfiguration.queuePairRange.contains(queuePairs))
@@ -42,6 +44,8 @@ public final class VirtioNet: VirtioDevice, FrameReceiver {
     let isStarved = Atomic<Bool>(false)
     /// Receive queues with frames of which the guest was not told, a bit each.
     let unsignalled = Atomic<UInt64>(0)
+    /// It was told why the kernel's data path is not used.
+    let hasToldVhost = Atomic<Bool>(false)
 
     /// What becomes of frames for the guest.
     enum Link: Sendable {
@@ -50,6 +54,8 @@ public final class VirtioNet: VirtioDevice, FrameReceiver {
         /// Between `stop` and what follows: they wait in the back end.
         case paused
         case running(VirtioContext)
+        /// As that, and the queues of frames are the kernel's.
+        case inKernel(VirtioContext, VhostDataPath)
     }
 
     static let dataQueueSize: UInt16 = 256
@@ -149,15 +155,29 @@ public final class VirtioNet: VirtioDevice, FrameReceiver {
         }
         setReceiveOffloads(offloads, context.log)
         isBlocked.store(false, ordering: .sequentiallyConsistent)
+        // What was delivered when it stopped, and not told.
+        for index in stride(from: 0, to: controlQueue(context.features), by: 2) {
+            context.queues[index].interruptIfWanted()
+        }
         // Whatever waits in the back end is asked for when the gate is open, by the first notification.
         isStarved.store(true, ordering: .sequentiallyConsistent)
+        if let path = startVhost(context) { link.withLock { $0 = .inKernel(context, path) } }
         if mustAnnounce { context.noteConfigurationChange() }
     }
 
     public func stop() {
-        link.withLock { link in
-            if case .running = link { link = .paused }
+        let path: VhostDataPath? = link.withLock { link in
+            switch link {
+            case .down, .paused: return nil
+            case .running:
+                link = .paused
+                return nil
+            case .inKernel(_, let path):
+                link = .paused
+                return path
+            }
         }
+        path?.stop()
     }
 
     public func reset() {
@@ -179,7 +199,17 @@ public final class VirtioNet: VirtioDevice, FrameReceiver {
     }
 
     public func notify(_ queue: Int) -> Bool {
-        guard case .running(let context) = link.withLock({ $0 }) else { return false }
+        let context: VirtioContext
+        switch link.withLock({ $0 }) {
+        case .down, .paused: return false
+        case .running(let running): context = running
+        case .inKernel(let running, let path):
+            guard queue >= VhostDataPath.queueCount else {
+                path.kick(queue)
+                return false
+            }
+            context = running
+        }
         if queue == controlQueue(context.features) { return handleCommands(context) }
         if queue % 2 == 1 { return transmit(queue, context) }
         if isStarved.exchange(false, ordering: .sequentiallyConsistent) { port.resumeReceiving() }
@@ -188,8 +218,10 @@ public final class VirtioNet: VirtioDevice, FrameReceiver {
 
     /// The context with the gate entered: `leave` follows. Nil: the device does not run.
     func enter() -> VirtioContext? {
-        guard case .running(let context) = link.withLock({ $0 }), context.gate.enter() else { return nil }
-        return context
+        switch link.withLock({ $0 }) {
+        case .down, .paused: return nil
+        case .running(let context), .inKernel(let context, _): return context.gate.enter() ? context : nil
+        }
     }
 
     public func linkWasLost() {

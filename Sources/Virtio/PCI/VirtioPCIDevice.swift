@@ -18,7 +18,7 @@ public final class VirtioPCIDevice: PCIDevice {
     public let function: PCIFunction
     let queues: [Virtqueue]
     private let memory: GuestMemory
-    private let doorbells: [EventNotifier]
+    private let doorbells: QueueDoorbells
     private let gate = ActivityGate()
     private let log: DeviceLog
     private let relay: Relay
@@ -61,7 +61,7 @@ public final class VirtioPCIDevice: PCIDevice {
         self.device = device
         self.memory = memory
         self.log = log ?? DeviceLog(name: device.kind.name)
-        offered = device.features | VirtioFeature.offered
+        offered = (device.features | VirtioFeature.offered) & ~device.declinedFeatures
         let isTransitional = isTransitional && VirtioLegacyLayout.deviceID(of: device.kind.identifier) != nil
         let bar = isTransitional ? VirtioPCILayout.transitionalBar : VirtioPCILayout.bar
         self.bar = bar
@@ -74,22 +74,17 @@ public final class VirtioPCIDevice: PCIDevice {
                 index: index, memory: memory, onInterrupt: { relay.transport?.interrupt(queue: index) },
                 onFault: { relay.transport?.fail("queue \(index): \($0)") })
         }
-        var notifiers: [EventNotifier] = []
-        if doorbellThread != nil {
-            for _ in device.queueSizes { notifiers.append(try EventNotifier()) }
+        doorbells = try QueueDoorbells(count: device.queueSizes.count, thread: doorbellThread) {
+            relay.transport?.notify($0)
         }
-        doorbells = notifiers
         var accessOffset = 0
-        function = PCIFunction(Self.describe(device, bar: bar, doorbells: notifiers, port: port)) { space in
+        function = PCIFunction(Self.describe(device, bar: bar, doorbells: doorbells.notifiers, port: port)) { space in
             accessOffset = Self.addCapabilities(
                 to: &space, bar: bar, hasConfiguration: !device.configuration.isEmpty)
         }
         capabilityOffset = accessOffset
         relay.transport = self
-        guard let doorbellThread else { return }
-        for (index, notifier) in notifiers.enumerated() {
-            try doorbellThread.listen(to: notifier) { relay.transport?.notify(index) }
-        }
+        try doorbells.listen()
     }
 
     private static func describe(
@@ -406,7 +401,7 @@ public final class VirtioPCIDevice: PCIDevice {
                 features: features, queues: queues, memory: memory, gate: gate, log: log,
                 onConfigurationChange: { [relay] in relay.transport?.noteConfigurationChange() },
                 onRepeat: { [relay] in relay.transport?.ring($0) },
-                onFailure: { [relay] in relay.transport?.fail($0) }))
+                onFailure: { [relay] in relay.transport?.fail($0) }, events: doorbells))
         gate.open()
     }
 
@@ -475,17 +470,14 @@ public final class VirtioPCIDevice: PCIDevice {
         defer { gate.leave() }
         guard queues[index].isEnabled, device.notify(index) else { return }
         // Others have their turn first. Without doorbells the vCPU that would fill the queue waits for us.
-        if doorbells.indices.contains(index) {
-            doorbells[index].signal()
-        } else {
-            for _ in 0..<Self.repetitionLimit where !device.notify(index) { return }
-            log.note("queue \(index) is filled faster than it can be emptied")
-        }
+        if doorbells.ring(index) { return }
+        for _ in 0..<Self.repetitionLimit where !device.notify(index) { return }
+        log.note("queue \(index) is filled faster than it can be emptied")
     }
 
     /// As if the driver had notified.
     private func ring(_ index: Int) {
-        if doorbells.indices.contains(index) { doorbells[index].signal() } else { notify(index) }
+        if !doorbells.ring(index) { notify(index) }
     }
 
     private static let repetitionLimit = 64

@@ -120,6 +120,28 @@ struct SplitRing: Equatable, Sendable {
         return nextUsed &- event &- 1 < nextUsed &- old
     }
 
+    // MARK: In the hands of the kernel
+
+    /// How many bytes each part has: descriptors, available ring, used ring (§2.7).
+    var sizes: (descriptors: Int, driver: Int, device: Int) {
+        let entries = Int(size)
+        let event = hasEventIndex ? 2 : 0
+        return (16 * entries, 4 + 2 * entries + event, 4 + 8 * entries + event)
+    }
+
+    /// Goes on where the kernel has stopped, which has used and signalled all that it took.
+    mutating func resume(at available: UInt16, _ memory: GuestMemory) throws(QueueFault) {
+        nextAvailable = available
+        nextUsed = try load(usedIndex, memory)
+        lastSignalled = nextUsed
+        do throws(GuestMemoryFault) {
+            // It may have asked for no notifications (§2.7.10), and here is no place where that is taken back.
+            try memory.storeRelease(0, at: GuestPhysicalAddress(addresses.device))
+        } catch {
+            throw .memory(error)
+        }
+    }
+
     /// Asks for a notification at the next buffer. True: there is one already.
     mutating func requestNotification(_ memory: GuestMemory) throws(QueueFault) -> Bool {
         if hasEventIndex {

@@ -179,6 +179,30 @@ public final class Virtqueue: Sendable {
         }
     }
 
+    // MARK: For a device whose queue the kernel works on
+
+    /// Where the kernel finds the ring; nil: it is no split one, or the device has buffers of it.
+    func splitRing() -> SplitRing? {
+        state.withLock { state in
+            guard state.isRunning, state.outstanding == 0, !state.isInOrder, case .split(let ring) = state.ring else {
+                return nil
+            }
+            return ring
+        }
+    }
+
+    /// The kernel has stopped before this entry of the available ring, and works on it no more.
+    func resume(at available: UInt16) {
+        _ = attempt { state throws(QueueFault) in
+            guard case .split(var split) = state.ring else { return }
+            try split.resume(at: available, memory)
+            state.ring = .split(split)
+        }
+    }
+
+    /// Interrupts the driver, for somebody who has looked at its wish.
+    func interrupt() { onInterrupt() }
+
     // MARK: For the transport
 
     func start(_ ring: Ring, isInOrder: Bool) {

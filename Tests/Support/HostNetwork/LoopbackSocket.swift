@@ -87,6 +87,11 @@ public final class LoopbackSocket: Sendable {
         return Array(bytes.prefix(max(result, 0)))
     }
 
+    /// One datagram to anybody.
+    public func sendDatagram(_ bytes: [UInt8], to host: UInt32, port: UInt16) -> Bool {
+        withLoopback(host, port: port) { sendto(descriptor, bytes, bytes.count, 0, $0, $1) } == bytes.count
+    }
+
     /// Receives one datagram and sends it back with one more byte.
     public func echoDatagram() {
         var bytes = [UInt8](repeating: 0, count: 65_536)
