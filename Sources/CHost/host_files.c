@@ -42,10 +42,12 @@ long host_fdatasync(int fd) { return result_or_errno(fdatasync(fd)); }
 // MARK: Size and space
 
 static long device_facts(int fd, struct host_file_facts *facts) {
-    int logical = 512;
+    int logical = 512, read_only = 0;
     if (ioctl(fd, BLKGETSIZE64, &facts->size) < 0) return -errno;
     if (ioctl(fd, BLKSSZGET, &logical) < 0) return -errno;
+    if (ioctl(fd, BLKROGET, &read_only) < 0) return -errno;
     facts->kind = HOST_FILE_BLOCK_DEVICE;
+    facts->is_read_only = read_only != 0;
     facts->allocated = facts->size;
     facts->logical_block_size = facts->direct_alignment = (uint32_t)logical;
     return 0;

@@ -180,6 +180,7 @@ extension QCOW2Disk {
                 .readOnly, "\(storage.path) is marked as corrupt. Repair it with: martlet image check --repair all")
         }
         if header.incompatible.contains(.dirty) { try disk.repairAfterCrash() }
+        try metadata.findEndOnDevice()
         try metadata.collectMetadataClusters()
         let unknown = metadata.header.autoclear.subtracting(.known)
         if !unknown.isEmpty {

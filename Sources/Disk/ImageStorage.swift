@@ -7,6 +7,8 @@ public protocol ImageStorage: AnyObject, Sendable {
     var isWritable: Bool { get }
     /// In bytes, as of now.
     func currentSize() throws(DiskError) -> UInt64
+    /// It has all the size that it will ever have, as a block device has.
+    var isFixed: Bool { get }
     /// What lies beyond the end reads as zeros.
     func read(into memory: TransferMemory, at offset: UInt64) throws(DiskError)
     /// Makes the file longer where needed.
@@ -40,6 +42,7 @@ public protocol ImageStorage: AnyObject, Sendable {
 extension ImageStorage {
     public func descriptor(for memory: TransferMemory, at offset: UInt64) -> BorrowedDescriptor? { nil }
     public var isCached: Bool { false }
+    public var isFixed: Bool { false }
 
     func read(count: Int, at offset: UInt64) throws(DiskError) -> PageBuffer {
         let buffer = PageBuffer(count: count)

@@ -30,6 +30,7 @@ public final class BlockFile: Sendable {
         /// What identifies it among all files of this host.
         public var identity: Identity
         fileprivate var directAlignment: Int
+        fileprivate var isReadOnly: Bool
     }
 
     public struct Identity: Hashable, Sendable {
@@ -53,6 +54,7 @@ public final class BlockFile: Sendable {
         let descriptor = FileDescriptor(
             owning: Int32(truncatingIfNeeded: try check(result, "Cannot \(verb) \(path)")))
         let facts = try BlockFile.facts(of: descriptor.rawValue, path: path)
+        if options.isWritable, facts.isReadOnly { throw HostError("Cannot \(verb) \(path)", errorNumber: EROFS) }
         self.path = path
         kind = facts.kind
         isWritable = options.isWritable
@@ -83,7 +85,8 @@ public final class BlockFile: Sendable {
             raw.kind == HOST_FILE_REGULAR ? .regular : raw.kind == HOST_FILE_BLOCK_DEVICE ? .blockDevice : .other
         return Facts(
             size: raw.size, allocated: raw.allocated, kind: kind, logicalBlockSize: Int(raw.logical_block_size),
-            identity: Identity(device: raw.device, inode: raw.inode), directAlignment: Int(raw.direct_alignment))
+            identity: Identity(device: raw.device, inode: raw.inode), directAlignment: Int(raw.direct_alignment),
+            isReadOnly: raw.is_read_only != 0)
     }
 
     // MARK: Transfers

@@ -14,7 +14,7 @@ final class LoopDevice {
     let backing: String
 
     init(_ file: String, size: Int, isReadOnly: Bool = false) throws {
-        FileManager.default.createFile(atPath: file, contents: nil)
+        try Data().write(to: URL(filePath: file))
         let handle = try #require(FileHandle(forWritingAtPath: file))
         try handle.truncate(atOffset: UInt64(size))
         try handle.close()

@@ -30,6 +30,8 @@ struct host_file_facts {
     uint32_t direct_alignment;
     uint32_t logical_block_size;
     enum host_file_kind kind;
+    /// A block device that takes no writes, although it can be opened for them.
+    uint32_t is_read_only;
 };
 
 long host_file_facts(int fd, struct host_file_facts *_Nonnull facts);

@@ -223,7 +223,8 @@ private let jumpHelper: TranslatedHelper = { s, i, target in
 
 private let resolveHelper: @convention(c) (State, UInt64) -> UnsafeMutableRawPointer? = { s, number in
     guard let owner = s.pointee.owner else { return nil }
-    return Unmanaged<Processor>.fromOpaque(owner)._withUnsafeGuaranteedRef { UnsafeMutableRawPointer($0.resolve(number)) }
+    let next = Unmanaged<Processor>.fromOpaque(owner)._withUnsafeGuaranteedRef { $0.resolve(number) }
+    return next.map { UnsafeMutableRawPointer($0) }
 }
 
 private let alternativeHelper: TranslatedHelper = { s, i, record in

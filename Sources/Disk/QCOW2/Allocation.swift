@@ -26,6 +26,7 @@ extension QCOW2Metadata {
 
     private func allocateAtEnd(_ count: UInt64) throws(DiskError) -> Allocation {
         try skipUsedEnd()
+        try requireRoom(1)
         let first = endCluster
         guard hasRefcountBlock(first >> refcountBlockBits) else {
             // The block takes the end itself, and the end moves.
@@ -33,7 +34,8 @@ extension QCOW2Metadata {
             return try allocateAtEnd(count)
         }
         // As many as that block of counts describes.
-        let regionEnd = (first >> refcountBlockBits + 1) << refcountBlockBits
+        var regionEnd = (first >> refcountBlockBits + 1) << refcountBlockBits
+        if storage.isFixed { regionEnd = min(regionEnd, knownFileSize >> clusterBits) }
         var last = first
         while last < min(first + count, regionEnd), try refcount(last) == 0 { last += 1 }
         guard last <= 1 << (56 - clusterBits) else {
@@ -53,6 +55,7 @@ extension QCOW2Metadata {
     func allocateTable(_ count: UInt64) throws(DiskError) -> UInt64 {
         while true {
             try skipUsedEnd()
+            try requireRoom(count)
             let first = endCluster
             let blocks = first >> refcountBlockBits...(first + count - 1) >> refcountBlockBits
             guard let missing = blocks.first(where: { !hasRefcountBlock($0) }) else {

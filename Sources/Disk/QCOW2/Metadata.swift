@@ -98,6 +98,27 @@ final class QCOW2Metadata {
         }
     }
 
+    /// On a block device, whose own end says nothing, the image ends behind the last cluster with a reference. To be called
+    /// once the counts are right.
+    func findEndOnDevice() throws(DiskError) {
+        guard storage.isFixed else { return }
+        // Until then, where the device ends.
+        endCluster = try lastReference().map { $0 + 1 } ?? 1
+        unscanned = 0..<endCluster
+    }
+
+    private func lastReference() throws(DiskError) -> UInt64? {
+        let blocks = min(endCluster >> refcountBlockBits + 1, UInt64(refcountTable.count))
+        for index in (0..<blocks).reversed() where refcountTable[Int(index)] != 0 {
+            let first = index << refcountBlockBits
+            for cluster in (first..<min(endCluster, first + 1 << refcountBlockBits)).reversed()
+            where try refcount(cluster) != 0 {
+                return cluster
+            }
+        }
+        return nil
+    }
+
     // MARK: Corruption
 
     /// Marks the image as corrupt, so that nobody writes to it before it is repaired, and is the error to throw.

@@ -135,6 +135,7 @@ extension QCOW2Metadata {
         if index >= refcountTable.count { try growRefcountTable(toInclude: index) }
         if refcountTable[index] != 0 { return }
         try skipUsedEnd()
+        try requireRoom(1)
         let home = endCluster
         // A block's own count is in itself if it lies in what it covers, else in a block that is there or made first.
         if home >> refcountBlockBits != UInt64(index), try refcountSlice(home) == nil {
@@ -156,6 +157,12 @@ extension QCOW2Metadata {
             endCluster += 1
             if endCluster > limit { throw corruption("clusters behind the end of the file have references") }
         }
+    }
+
+    /// A block device does not grow.
+    func requireRoom(_ count: UInt64) throws(DiskError) {
+        guard storage.isFixed, (endCluster + count) << clusterBits > knownFileSize else { return }
+        throw DiskError(HostError("Cannot make the image in \(storage.path) larger", errorNumber: 28))
     }
 
     /// A cluster at the end becomes a table of zeros.

@@ -72,6 +72,7 @@ public final class FileStorage: ImageStorage {
 
     public var isCached: Bool { cache == .writeback }
     public var isBlockDevice: Bool { file.kind == .blockDevice }
+    public var isFixed: Bool { isBlockDevice }
 
     private var isDirect: Bool { file.transferAlignment > 1 }
 
@@ -149,6 +150,9 @@ public final class FileStorage: ImageStorage {
     // MARK: Space
 
     public func truncate(to size: UInt64) throws(DiskError) {
+        // A device has its size, and room for less.
+        if isBlockDevice, try currentSize() >= size { return }
+        if isBlockDevice { throw DiskError(HostError("Cannot make \(path) larger", errorNumber: 28)) }
         try alone { () throws(HostError) in try file.truncate(to: size) }
     }
 
