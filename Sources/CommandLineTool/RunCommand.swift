@@ -78,8 +78,8 @@ struct RunCommand: ParsableCommand {
               queues=N      1 to 16 pairs of queues, by default 1
               bandwidth=, operations=   at most so many bytes and frames a second and direction; burst=,
                             operations-burst= what may come at once after a pause
-              vhost=        of tap: whether the host's kernel moves the frames itself (vhost-net): off (the default), on or an
-                            error, auto with --accel kvm where /dev/vhost-net can be opened. It needs one pair of
+              vhost=        of tap: whether the host's kernel moves the frames itself (vhost-net): auto (the default) with
+                            --accel kvm where /dev/vhost-net can be opened, on or an error, off. It needs one pair of
                             queues, no limits and no capture.
               name=, capture=   of the network in messages, and a file for its frames
               --publish [ADDRESS:]HOSTPORT:GUESTPORT[/udp]   the host's port, on 127.0.0.1 unless an ADDRESS is named,

@@ -161,8 +161,7 @@ struct HandOverTests {
                 _ = try NetworkConfiguration(.tap(TapConfiguration(.name("mt0"), vhost: .required))).open { _ in }
             }
             #expect(error == .vhostUnavailable(name: "mt0", reason: "No such file or directory"))
-            let tap = TapConfiguration(.name("mt0"), vhost: .automatic)
-            let backend = try NetworkConfiguration(.tap(tap)).open { _ in }
+            let backend = try NetworkConfiguration(.tap(.name("mt0"))).open { _ in }
             defer { backend.close() }
             return backend.vhost == nil
         }

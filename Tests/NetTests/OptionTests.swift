@@ -52,10 +52,7 @@ import Testing
             ("user,egress=[2001:db8::/32]:*", user { $0.egress = .list([.destination(prefix6, .all)]) }),
             ("tap,name=tap0", NetworkConfiguration(.tap(.name("tap0")))),
             ("tap,fd=7", NetworkConfiguration(.tap(.descriptor(7)))),
-            (
-                "tap,name=tap0,vhost=auto",
-                NetworkConfiguration(.tap(TapConfiguration(.name("tap0"), vhost: .automatic)))
-            ),
+            ("tap,name=tap0,vhost=auto", NetworkConfiguration(.tap(TapConfiguration(.name("tap0"))))),
             ("tap,vhost=on,fd=7", NetworkConfiguration(.tap(TapConfiguration(.descriptor(7), vhost: .required)))),
             ("tap,name=tap0,vhost=off", NetworkConfiguration(.tap(TapConfiguration(.name("tap0"), vhost: .never)))),
             (

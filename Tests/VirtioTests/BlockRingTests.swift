@@ -122,7 +122,7 @@ struct BlockRingTests {
         }
         driver.notify()
         #expect(driver.waitForUsed(count: 32).allSatisfy { $0.bytes.last == 0 })
-        #expect(driver.connection.takeMessages().map(\.data) == [1])
+        #expect(driver.connection.waitForMessages(1).map(\.data) == [1])
         #expect(bench.ring?.submissionCount == 1)
     }
 

@@ -224,7 +224,7 @@ struct LegacyTests {
         driver.finish()
         #expect(driver.read(0x18, .double) == 128)
         _ = try driver.request(blockRequest(0, sector: 0, .writable(512)))
-        #expect(driver.connection.takeMessages().map(\.data) == [0x41] && !driver.connection.pin)
+        #expect(driver.connection.waitForMessages(1).map(\.data) == [0x41] && !driver.connection.pin)
         driver.transport.shutDown()
     }
 

@@ -35,6 +35,18 @@ final class RecordingConnection: PCIConnection {
             return state.messages
         }
     }
+
+    /// Those, and what comes until there are `count` of them, for up to five seconds: a device that works on a thread of
+    /// its own fills the ring before it interrupts.
+    func waitForMessages(_ count: Int) -> [PCIMessage] {
+        var messages = takeMessages()
+        let limit = HostClock.monotonicNanoseconds + 5_000_000_000
+        while messages.count < count, HostClock.monotonicNanoseconds < limit {
+            HostClock.sleep(nanoseconds: 50_000)
+            messages += takeMessages()
+        }
+        return messages
+    }
 }
 
 /// How a driver lays out its queues and what it uses of them.

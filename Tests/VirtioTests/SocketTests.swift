@@ -458,7 +458,7 @@ struct SocketTests {
             let used = try #require(driver.waitForUsed(0, count: 1).first)
             #expect(VsockHeader(Array(used.bytes.prefix(44)))?.operation == VsockOperation.request.rawValue)
             // The vectors of the event queue and of the receive queue.
-            #expect(driver.connection.takeMessages().map(\.data) == [3, 1])
+            #expect(driver.connection.waitForMessages(2).map(\.data) == [3, 1])
             transport.shutDown()
         }
     }

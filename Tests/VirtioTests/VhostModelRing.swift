@@ -170,8 +170,8 @@ struct VhostModelRing {
                     return
                 }
                 _ = recv(tap, &frame, frame.count, Int32(MSG_DONTWAIT))
-                frame[10] = UInt8(chains.count)
-                frame[11] = 0
+                // The kernel sets the number of buffers only where it may be more than one.
+                (frame[10], frame[11]) = merges ? (UInt8(chains.count), 0) : (0xEE, 0xEE)
                 deliver(Array(frame.prefix(count)), chains)
             }
         } catch {

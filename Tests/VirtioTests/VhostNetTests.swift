@@ -111,8 +111,10 @@ struct VhostNetTests {
         let peer = try VhostPeer(style: style, features: merges ? NetFeature.mergeableBuffers : 0)
         #expect(peer.usesVhost, "\(peer.log.lines)")
         try peer.driver.enableVectors()
+        // What the kernel's own stack has sent before.
+        let before = peer.port.statistics.receivedFrames
         for number in stride(from: 0, to: 400, by: 2) { try peer.expectTraffic(number) }
-        #expect(peer.port.statistics.receivedFrames == 0)
+        #expect(peer.port.statistics.receivedFrames == before)
         // Both queues have interrupted.
         #expect(Set(peer.driver.connection.takeMessages().map(\.data)).isSuperset(of: [1, 2]))
         peer.end()

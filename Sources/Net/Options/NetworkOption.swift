@@ -82,7 +82,7 @@ extension NetworkConfiguration {
     }
 
     private static func tap(_ pairs: inout OptionPairs) throws(NetworkOptionError) -> TapConfiguration {
-        guard let vhost = VhostChoice(rawValue: pairs.take("vhost") ?? VhostChoice.never.rawValue) else {
+        guard let vhost = VhostChoice(rawValue: pairs.take("vhost") ?? VhostChoice.automatic.rawValue) else {
             throw NetworkOptionError("vhost is auto, on or off.")
         }
         return TapConfiguration(try tapSource(&pairs), vhost: vhost)

@@ -14,7 +14,7 @@ public struct TapConfiguration: Equatable, Sendable {
     public var source: Source
     public var vhost: VhostChoice
 
-    public init(_ source: Source, vhost: VhostChoice = .never) {
+    public init(_ source: Source, vhost: VhostChoice = .automatic) {
         self.source = source
         self.vhost = vhost
     }
