@@ -81,15 +81,27 @@ struct BlockRingTests {
         }
         try readAll()
         if isKnown { #expect(ring.submissionCount == 0) }
+        // Each page by itself: a look may begin to read a page, and on a busy host find it read when it looks again.
+        posix_fadvise(file.rawValue, 0, 0, POSIX_FADV_RANDOM)
         for _ in 0..<3 {
             posix_fadvise(file.rawValue, 0, 0, POSIX_FADV_DONTNEED)
-            // Of a file in memory only, the host drops nothing.
-            let isCold = !PageBuffer(count: 4096).memory.fillFromCache(of: file, at: 0)
+            // Of a file in memory only the host drops nothing, and on a busy host not everything.
+            let cold = try coldPages(file, bytes.count / 4096)
             let before = ring.submissionCount
             try readAll()
-            if isCold { #expect(ring.submissionCount > before) }
+            if cold > 16 { #expect(ring.submissionCount > before, "\(cold) pages") }
         }
         driver.transport.shutDown()
+    }
+
+    /// How many of a file's first pages are not in the page cache; asked so that the kernel does not begin to read them.
+    private func coldPages(_ file: BorrowedDescriptor, _ count: Int) throws -> Int {
+        let mapping = mmap(nil, count * 4096, PROT_READ, MAP_SHARED, file.rawValue, 0)
+        try #require(mapping != MAP_FAILED)
+        defer { munmap(mapping, count * 4096) }
+        var resident = [UInt8](repeating: 1, count: count)
+        #expect(mincore(mapping, count * 4096, &resident) == 0)
+        return resident.count { $0 & 1 == 0 }
     }
 
     @Test("32 requests are with the kernel at once, after one system call")
