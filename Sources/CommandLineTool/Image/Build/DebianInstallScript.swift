@@ -36,25 +36,39 @@ enum DebianInstallScript {
             ln -sf ../run/systemd/resolve/stub-resolv.conf "$tree/etc/resolv.conf"
         fi
 
-        # Keys of its own for each machine that starts from this image.
+        # Keys of its own for each machine that starts from this image. A first start's login prompt waits for what is
+        # being started: the search for an RSA key's prime numbers is not.
         rm -f "$tree"/etc/ssh/ssh_host_*
         cat >"$tree/etc/systemd/system/ssh-host-keys.service" <<'END'
         [Unit]
         Description=Host keys of the SSH server
-        ConditionPathExists=!/etc/ssh/ssh_host_ed25519_key
+        ConditionFileNotEmpty=!/etc/ssh/ssh_host_ed25519_key
         Before=ssh.service
+        After=cloud-init.service
 
         [Service]
         Type=oneshot
         RemainAfterExit=yes
-        # A first start's login does not wait for prime numbers.
-        CPUSchedulingPolicy=idle
-        ExecStart=/usr/bin/ssh-keygen -A
+        ExecStart=/bin/sh -ec 'for type in ecdsa ed25519; do file=/etc/ssh/ssh_host_$${type}_key; rm -f $$file; ssh-keygen -q -N "" -t $$type -f $$file; done'
 
         [Install]
         RequiredBy=ssh.service
         END
-        in_tree systemctl --quiet enable ssh-host-keys.service
+        cat >"$tree/etc/systemd/system/ssh-rsa-key.service" <<'END'
+        [Unit]
+        Description=RSA host key of the SSH server (for old clients, from its next start)
+        ConditionFileNotEmpty=!/etc/ssh/ssh_host_rsa_key
+        After=ssh.service
+
+        [Service]
+        Type=simple
+        CPUSchedulingPolicy=idle
+        ExecStart=/bin/sh -c 'rm -f /etc/ssh/ssh_host_rsa_key; exec ssh-keygen -A'
+
+        [Install]
+        WantedBy=multi-user.target
+        END
+        in_tree systemctl --quiet enable ssh-host-keys.service ssh-rsa-key.service
 
         user=$MARTLET_USER
         if [ "$user" != root ]; then
