@@ -145,7 +145,7 @@ public final class VirtioBlock: VirtioDevice {
         if isFirst { retryHeldRequests() }
         if let ring {
             if isTurnOfThread(queue) { return false }
-            return takeAvailable(queue, ring, context).hasMore
+            return takeOwnTurn(queue, ring, context)
         }
         state.withLock { $0.lanes[queue].hasNews = true }
         startWorker(queue, context)
