@@ -81,16 +81,17 @@ struct BlockRingTests {
         }
         try readAll()
         if isKnown { #expect(ring.submissionCount == 0) }
-        // Each page by itself: a look may begin to read a page, and on a busy host find it read when it looks again.
+        // Each page by itself: a look begins to read a page, and on a busy host may find it read before it ends.
         posix_fadvise(file.rawValue, 0, 0, POSIX_FADV_RANDOM)
-        for _ in 0..<3 {
+        // Of a file in memory only the host drops nothing, and on a busy host not everything.
+        var (wasCold, round) = (false, 0)
+        while ring.submissionCount == 0, round < 50 {
             posix_fadvise(file.rawValue, 0, 0, POSIX_FADV_DONTNEED)
-            // Of a file in memory only the host drops nothing, and on a busy host not everything.
-            let cold = try coldPages(file, bytes.count / 4096)
-            let before = ring.submissionCount
+            wasCold = try coldPages(file, bytes.count / 4096) > 16 || wasCold
             try readAll()
-            if cold > 16 { #expect(ring.submissionCount > before, "\(cold) pages") }
+            round += 1
         }
+        if isKnown, wasCold { #expect(ring.submissionCount > 0) }
         driver.transport.shutDown()
     }
 
