@@ -103,7 +103,8 @@ struct ConfigurationTests {
     @Test(
         "JSON that is none",
         arguments: [
-            "", "{", "{\"memory\"}", "{\"memory\":}", "{\"a\":01}", "{\"a\":1.}",
+            "", "{", "{\"memory\"}", "{\"memory\":}", "{\"memory\":\"1G\",}", "[1,]", "{\"a\":01}", "{\"a\":1.}",
+            "{\"memory\":\"a\\\"]\" , \n }", "[[1,2],]",
             "{\"a\":\"\\x\"}", "{\"a\":\"\\ud800\"}", "{\"a\":\"\u{1}\"}", "{} {}", "nul", "{\"a\":1,\"a\":2}",
             "\"open", "{\"a\":\"\n\"}", String(repeating: "[", count: 100_000),
         ])

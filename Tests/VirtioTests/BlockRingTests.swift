@@ -84,14 +84,17 @@ struct BlockRingTests {
         // Each page by itself: a look begins to read a page, and on a busy host may find it read before it ends.
         posix_fadvise(file.rawValue, 0, 0, POSIX_FADV_RANDOM)
         // Of a file in memory only the host drops nothing, and on a busy host not everything.
-        var (wasCold, round) = (false, 0)
-        while ring.submissionCount == 0, round < 50 {
-            posix_fadvise(file.rawValue, 0, 0, POSIX_FADV_DONTNEED)
-            wasCold = try coldPages(file, bytes.count / 4096) > 16 || wasCold
-            try readAll()
-            round += 1
+        for round in 0..<3 {
+            let before = ring.submissionCount
+            var (wasCold, tries) = (false, 0)
+            while ring.submissionCount == before, tries < 50 {
+                posix_fadvise(file.rawValue, 0, 0, POSIX_FADV_DONTNEED)
+                wasCold = try coldPages(file, bytes.count / 4096) > 16 || wasCold
+                try readAll()
+                tries += 1
+            }
+            if wasCold { #expect(ring.submissionCount > before, "round \(round)") }
         }
-        if isKnown, wasCold { #expect(ring.submissionCount > 0) }
         driver.transport.shutDown()
     }
 

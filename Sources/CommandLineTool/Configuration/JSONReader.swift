@@ -9,6 +9,11 @@ enum JSONReader {
         } catch {
             throw refusal(error as NSError, bytes)
         }
+        // Foundation lets it pass.
+        if let comma = lastComma(bytes) {
+            throw ConfigurationError(
+                line: line(of: comma, bytes), description: "it is no JSON: a comma with nothing behind it")
+        }
         return try YAMLReader.read(joiningSurrogates(bytes))
     }
 
@@ -17,9 +22,36 @@ enum JSONReader {
         // "Invalid value around character 15."
         let parts = text.split(separator: " around character ", maxSplits: 1)
         let offset = parts.count == 2 ? Int(parts[1].prefix { $0.isNumber }) : nil
-        let line = 1 + bytes.prefix(offset ?? bytes.count).count { $0 == 0x0A }
         return ConfigurationError(
-            line: line, description: "it is no JSON: \(parts.first.map { $0.lowercased() } ?? "unreadable")")
+            line: line(of: offset ?? bytes.count, bytes),
+            description: "it is no JSON: \(parts.first.map { $0.lowercased() } ?? "unreadable")")
+    }
+
+    private static func line(of offset: Int, _ bytes: [UInt8]) -> Int {
+        1 + bytes.prefix(offset).count { $0 == 0x0A }
+    }
+
+    /// Where a comma is that closes a list of values instead of separating two of them.
+    private static func lastComma(_ bytes: [UInt8]) -> Int? {
+        var comma: Int?
+        var (isString, isEscaped) = (false, false)
+        for (offset, byte) in bytes.enumerated() {
+            if isString {
+                isString = isEscaped || byte != UInt8(ascii: "\"")
+                isEscaped = !isEscaped && byte == UInt8(ascii: "\\")
+                continue
+            }
+            switch byte {
+            case UInt8(ascii: " "), 0x09, 0x0A, 0x0D: continue
+            case UInt8(ascii: ","): comma = offset
+            case UInt8(ascii: "]"), UInt8(ascii: "}"):
+                if let comma { return comma }
+            default:
+                isString = byte == UInt8(ascii: "\"")
+                comma = nil
+            }
+        }
+        return nil
     }
 
     /// Two escapes that are one character (RFC 8259 §7) as that character: YAML's escapes are whole ones.
