@@ -58,6 +58,8 @@ struct BlockHeldTests {
         try driver.queues[0].submit([header(4), .writable(1)])
         driver.notify()
         waitForHeld(4, bench.device)
+        // Told behind that, by whoever executed it.
+        _ = eventually { reasons.withLock { $0.count } >= 4 ? true : nil }
         #expect(reasons.withLock { $0 } == Array(repeating: "no room", count: 4))
         #expect(try driver.queues[0].collect().isEmpty)
         bench.device.retryHeldRequests()
