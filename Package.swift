@@ -95,7 +95,7 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(
             name: "GuestMemoryTests", dependencies: ["GuestMemory", "Host", "X86"], swiftSettings: strict),
-        .testTarget(name: "HostTests", dependencies: ["Host"], swiftSettings: strict),
+        .testTarget(name: "HostTests", dependencies: ["Host", "HostProcess"], swiftSettings: strict),
         .testTarget(
             name: "KernelKVMTests", dependencies: ["CHost", "GuestMemory", "Host", "Hypervisor", "KernelKVM", "X86"],
             swiftSettings: strict),
@@ -110,13 +110,17 @@ let package = Package(
             linkerSettings: hasZydis ? [.linkedLibrary("Zydis")] : []),
         // Seeds and time of the fuzz tests.
         .target(name: "Fuzzing", path: "Tests/Support/Fuzzing", swiftSettings: strict),
+        // Programs of the host as children of tests.
+        .target(
+            name: "HostProcess", dependencies: ["Host"], path: "Tests/Support/HostProcess", swiftSettings: strict),
         // Sockets on the host's loopback, and namespaces to use them in.
         .target(
             name: "HostNetwork", dependencies: ["Host"], path: "Tests/Support/HostNetwork", swiftSettings: strict),
         .testTarget(
             name: "CPUTests", dependencies: ["CHost", "CPU", "CTestHost", "Fuzzing", "GuestMemory", "X86"],
             swiftSettings: strict),
-        .testTarget(name: "DiskTests", dependencies: ["Disk", "Fuzzing", "Host"], swiftSettings: strict),
+        .testTarget(
+            name: "DiskTests", dependencies: ["Disk", "Fuzzing", "Host", "HostProcess"], swiftSettings: strict),
         .testTarget(
             name: "FileShareTests", dependencies: ["CHost", "FileShare", "Fuzzing", "Host"], swiftSettings: strict),
         .testTarget(name: "DeviceModelTests", dependencies: ["DeviceModel", "Host"], swiftSettings: strict),
@@ -141,11 +145,12 @@ let package = Package(
             ],
             swiftSettings: strict),
         // Whole guests with the release binary, and the host's own tools as judges.
-        .testTarget(name: "RealGuestTests", swiftSettings: strict),
+        .testTarget(name: "RealGuestTests", dependencies: ["HostProcess"], swiftSettings: strict),
         .testTarget(
             name: "CommandLineToolTests",
             dependencies: [
-                "CommandLineTool", "Disk", "Fuzzing", "Host", "HostNetwork", "Net", "SoftKVM", "VMM", "Virtio",
+                "CommandLineTool", "Disk", "Fuzzing", "Host", "HostNetwork", "HostProcess", "Net", "SoftKVM", "VMM",
+                "Virtio",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),

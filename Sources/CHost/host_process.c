@@ -40,6 +40,8 @@ long host_spawn(const char *program, const char *const *arguments, const char *c
         copies[i] = duplicate_above(sources[i]);
         error = copies[i] < 0 ? errno : posix_spawn_file_actions_adddup2(&actions, copies[i], i);
     }
+    // What other code left open on exec: a pipe's other end, say, whose reader would wait for this child as well.
+    if (!error) error = posix_spawn_file_actions_addclosefrom_np(&actions, extra < 0 ? 3 : 4);
     sigemptyset(&none);
     sigfillset(&all);
     if (!error) error = posix_spawnattr_setsigmask(&attributes, &none);

@@ -18,7 +18,7 @@ public final class ChildProcess: Sendable {
     ///   - environment: `NAME=value`, all of it.
     ///   - input: its standard input.
     ///   - output: its standard output and error.
-    ///   - extra: its descriptor 3. Nothing else is inherited but what other code left open on exec.
+    ///   - extra: its descriptor 3. Nothing else is inherited.
     public init(
         program: String, arguments: [String], environment: [String], input: BorrowedDescriptor,
         output: BorrowedDescriptor, extra: BorrowedDescriptor? = nil

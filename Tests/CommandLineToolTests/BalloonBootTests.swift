@@ -1,4 +1,5 @@
 internal import Foundation
+internal import HostProcess
 internal import Testing
 
 /// Memory that the default guest gives back, as the host sees it: the resident size of Martlet's process.
@@ -8,20 +9,15 @@ internal import Testing
 struct BalloonBootTests {
     /// A machine in the background whose command tells by its output where it is.
     private final class Running {
-        let process = Process()
+        let process: HostProcess
         private let scratch: Scratch
 
         init(_ arguments: [String]) throws {
             scratch = try Scratch()
-            process.executableURL = URL(filePath: Martlet.path)
-            process.arguments = arguments
-            process.standardInput = FileHandle.nullDevice
-            process.standardOutput = try scratch.emptyFile("out")
-            process.standardError = try scratch.emptyFile("err")
-            try process.run()
+            process = try HostProcess(
+                Martlet.path, arguments, output: .file(scratch.file("out").path),
+                errors: .file(scratch.file("err").path))
         }
-
-        deinit { if process.isRunning { kill(process.processIdentifier, SIGKILL) } }
 
         var output: String { (try? String(contentsOf: scratch.file("out"), encoding: .utf8)) ?? "" }
         var errors: String { (try? String(contentsOf: scratch.file("err"), encoding: .utf8)) ?? "" }
@@ -32,7 +28,7 @@ struct BalloonBootTests {
         var peakSize: Int { size("VmHWM:") }
 
         private func size(_ key: String) -> Int {
-            let status = try? String(contentsOfFile: "/proc/\(process.processIdentifier)/status", encoding: .utf8)
+            let status = try? String(contentsOfFile: "/proc/\(process.number)/status", encoding: .utf8)
             let line = status?.split(separator: "\n").first { $0.hasPrefix(key) }
             return (line?.split(separator: " ").dropFirst().first.flatMap { Int($0) } ?? 0) >> 10
         }
@@ -48,8 +44,8 @@ struct BalloonBootTests {
         }
 
         func end() async {
-            process.terminate()
-            _ = await Martlet.waitOrKill(process, limit: .seconds(20))
+            process.signal(SIGTERM)
+            _ = await process.waitOrKill(limit: .seconds(20))
         }
     }
 

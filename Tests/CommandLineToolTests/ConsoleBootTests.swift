@@ -1,4 +1,5 @@
 internal import Foundation
+internal import HostProcess
 internal import Testing
 
 @testable internal import CommandLineTool
@@ -50,17 +51,13 @@ struct ConsoleBootTests {
 
     /// Of the pattern, by sha256sum(1).
     private static let sha256: String = {
-        let process = Process()
-        process.executableURL = URL(filePath: "/usr/bin/sha256sum")
-        let (input, output) = (Pipe(), Pipe())
-        process.standardInput = input
-        process.standardOutput = output
-        guard (try? process.run()) != nil else { return "no sha256sum" }
-        Thread.detachNewThread {
-            input.fileHandleForWriting.write(pattern)
-            try? input.fileHandleForWriting.close()
+        guard let process = try? HostProcess("/usr/bin/sha256sum", input: .pipe, output: .pipe) else {
+            return "no sha256sum"
         }
-        return String(decoding: output.fileHandleForReading.readDataToEndOfFile().prefix(64), as: UTF8.self)
+        // It prints nothing before it has read everything.
+        process.write(pattern)
+        process.closeInput()
+        return String(decoding: process.readToEnd().prefix(64), as: UTF8.self)
     }()
 
     @Test(

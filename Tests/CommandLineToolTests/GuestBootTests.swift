@@ -1,4 +1,5 @@
 internal import Foundation
+internal import HostProcess
 internal import Testing
 
 /// Boots of the default guest as a user does it: the release binary, its standard streams and its status. A boot takes
@@ -137,15 +138,12 @@ struct GuestBootTests {
     func wallClock() async throws {
         // The guest says when its ten seconds begin and end; we take the same moments by the host's clock.
         let scratch = try Scratch()
-        let process = Process()
-        process.executableURL = URL(filePath: Martlet.path)
-        process.arguments = [
-            "run", "--timeout", "4m", "--", "sh", "-c",
-            "cut -d ' ' -f 1 /proc/uptime; sleep 10; cut -d ' ' -f 1 /proc/uptime",
-        ]
-        process.standardInput = FileHandle.nullDevice
-        process.standardOutput = try scratch.emptyFile("out")
-        try process.run()
+        let process = try HostProcess(
+            Martlet.path,
+            [
+                "run", "--timeout", "4m", "--", "sh", "-c",
+                "cut -d ' ' -f 1 /proc/uptime; sleep 10; cut -d ' ' -f 1 /proc/uptime",
+            ], output: .file(scratch.file("out").path))
         let lines: () -> [Double] = {
             let text = (try? String(contentsOf: scratch.file("out"), encoding: .utf8)) ?? ""
             return text.split(separator: "\n").compactMap { Double($0) }
@@ -156,7 +154,7 @@ struct GuestBootTests {
             if lines().count > moments.count { moments.append(.now) }
             try await Task.sleep(for: .milliseconds(5))
         }
-        _ = await Martlet.waitOrKill(process, limit: .seconds(60))
+        _ = await process.waitOrKill(limit: .seconds(60))
         let uptimes = lines()
         try #require(moments.count == 2 && uptimes.count == 2)
         let host = (moments[1] - moments[0]) / .seconds(1)

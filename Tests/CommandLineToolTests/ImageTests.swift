@@ -1,4 +1,5 @@
 internal import Foundation
+internal import HostProcess
 internal import Testing
 
 @Suite("martlet image", .enabled(if: Martlet.isBuilt, "the release binary is not built: run ./scripts/test"))
@@ -15,15 +16,10 @@ struct ImageTests {
     }
 
     private func qemuImg(_ arguments: String...) throws -> (status: Int32, output: Data) {
-        let process = Process()
-        process.executableURL = URL(filePath: "/usr/bin/qemu-img")
-        process.arguments = arguments
-        let output = Pipe()
-        process.standardOutput = output
-        try process.run()
-        let data = output.fileHandleForReading.readDataToEndOfFile()
+        let process = try HostProcess("/usr/bin/qemu-img", arguments, output: .pipe)
+        let data = Data(process.readToEnd())
         process.waitUntilExit()
-        return (process.terminationStatus, data)
+        return (process.status, data)
     }
 
     @Test("A life of an image, and qemu-img finds nothing", .enabled(if: hasQemuImg, "qemu-img is not installed"))
@@ -128,20 +124,18 @@ struct ImageTests {
         // What cannot be compressed takes longest: it must not be done before the signal comes.
         let piece = Data((0..<1 << 20).map { _ in UInt8.random(in: 0...255) })
         for _ in 0..<200 { try handle.write(contentsOf: piece) }
-        let process = Process()
-        process.executableURL = URL(filePath: Martlet.path)
-        process.arguments = [
-            "image", "convert", "--from", "raw", "--to", "qcow2", "--compress", "zlib", source,
-            scratch.file("out").path,
-        ]
-        process.standardError = FileHandle.nullDevice
-        try process.run()
+        let process = try HostProcess(
+            Martlet.path,
+            [
+                "image", "convert", "--from", "raw", "--to", "qcow2", "--compress", "zlib", source,
+                scratch.file("out").path,
+            ], errors: .nothing)
         // Until the new file is there. No task: a busy pool of threads may let one sleep until all is done.
         func names() throws -> [String] { try FileManager.default.contentsOfDirectory(atPath: scratch.directory.path) }
         while process.isRunning, try names().count < 2 { Thread.sleep(forTimeInterval: 0.005) }
-        process.interrupt()
+        process.signal(SIGINT)
         process.waitUntilExit()
-        #expect(process.terminationStatus == 130)
+        #expect(process.status == 130)
         #expect(try names() == ["raw"])
     }
 }

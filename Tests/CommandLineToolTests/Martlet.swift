@@ -1,4 +1,5 @@
 internal import Foundation
+internal import HostProcess
 internal import SoftKVM
 internal import VMM
 
@@ -47,35 +48,15 @@ struct Martlet {
     ) async throws -> Result {
         let scratch = try Scratch()
         try input.write(to: scratch.file("in"))
-        let process = Process()
-        process.executableURL = URL(filePath: "/bin/sh")
-        process.arguments =
-            ["-c", "\(redirection.contains("|") ? "" : "exec ")\"$0\" \"$@\" \(redirection)", path] + arguments
-        process.environment = ProcessInfo.processInfo.environment.merging(environment) { $1 }
-        process.standardInput = try FileHandle(forReadingFrom: scratch.file("in"))
+        let line = "\(redirection.contains("|") ? "" : "exec ")\"$0\" \"$@\" \(redirection)"
         // Files, not pipes: nobody has to read while it runs.
-        process.standardOutput = try scratch.emptyFile("out")
-        process.standardError = try scratch.emptyFile("err")
-        try process.run()
-        let killed = await waitOrKill(process, limit: limit)
+        let process = try HostProcess(
+            "/bin/sh", ["-c", line, path] + arguments, environment: environment, input: .file(scratch.file("in").path),
+            output: .file(scratch.file("out").path), errors: .file(scratch.file("err").path))
+        let killed = await process.waitOrKill(limit: limit)
         return Result(
-            status: process.terminationReason == .exit ? process.terminationStatus : 128 + process.terminationStatus,
-            output: try Data(contentsOf: scratch.file("out")),
+            status: process.status, output: try Data(contentsOf: scratch.file("out")),
             errors: String(decoding: try Data(contentsOf: scratch.file("err")), as: UTF8.self), wasKilled: killed)
-    }
-
-    /// Polled, so that a machine that hangs ends this test and not the whole run.
-    static func waitOrKill(_ process: Process, limit: Duration) async -> Bool {
-        let end = ContinuousClock.now + limit
-        while process.isRunning {
-            if ContinuousClock.now > end {
-                kill(process.processIdentifier, SIGKILL)
-                process.waitUntilExit()
-                return true
-            }
-            try? await Task.sleep(for: .milliseconds(20))
-        }
-        return false
     }
 }
 

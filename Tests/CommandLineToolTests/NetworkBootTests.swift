@@ -1,5 +1,6 @@
 internal import Foundation
 internal import HostNetwork
+internal import HostProcess
 internal import Testing
 
 /// Networks of the default guest, through the release binary. No packet leaves the machine: the guests reach the host's
@@ -87,20 +88,17 @@ struct NetworkBootTests {
     func published() async throws {
         let scratch = try Scratch()
         let (tcp, udp) = (freePort(isUDP: false), freePort(isUDP: true))
-        let process = Process()
-        process.executableURL = URL(filePath: Martlet.path)
-        process.arguments = [
-            "run", "--timeout", "2m", "--net", "user,egress=none", "--publish", "\(tcp):80", "--publish",
-            "\(udp):7/udp", "--", "sh", "-c",
-            """
-            cat >/tmp/echo; chmod +x /tmp/echo; /tmp/echo &
-            seq 1 100000 >/tmp/page; httpd -p 80 -h /tmp; echo ready; sleep 100
-            """,
-        ]
-        process.standardInput = try FileHandle(forReadingFrom: Self.echoProgram)
-        process.standardOutput = try scratch.emptyFile("out")
-        process.standardError = try scratch.emptyFile("err")
-        try process.run()
+        let process = try HostProcess(
+            Martlet.path,
+            [
+                "run", "--timeout", "2m", "--net", "user,egress=none", "--publish", "\(tcp):80", "--publish",
+                "\(udp):7/udp", "--", "sh", "-c",
+                """
+                cat >/tmp/echo; chmod +x /tmp/echo; /tmp/echo &
+                seq 1 100000 >/tmp/page; httpd -p 80 -h /tmp; echo ready; sleep 100
+                """,
+            ], input: .file(Self.echoProgram.path), output: .file(scratch.file("out").path),
+            errors: .file(scratch.file("err").path))
         let limit = ContinuousClock.now + .seconds(90)
         while ContinuousClock.now < limit, process.isRunning,
             try String(contentsOf: scratch.file("out"), encoding: .utf8) != "ready\n"
@@ -118,9 +116,9 @@ struct NetworkBootTests {
             #expect(datagrams.read(upTo: 65_536) == bytes)
         }
         // Its ending is ours: by Ctrl-C, which also ends the networks.
-        process.interrupt()
-        #expect(!(await Martlet.waitOrKill(process, limit: .seconds(20))))
-        #expect(process.terminationStatus == 130)
+        process.signal(SIGINT)
+        #expect(!(await process.waitOrKill(limit: .seconds(20))))
+        #expect(process.status == 130)
         #expect(LoopbackSocket(isUDP: false, connectedTo: tcp) == nil)
         #expect(try String(contentsOf: scratch.file("err"), encoding: .utf8).split(separator: "\n").count <= 1)
     }

@@ -1,4 +1,5 @@
 internal import Foundation
+internal import HostProcess
 internal import Testing
 
 @testable internal import CommandLineTool
@@ -189,14 +190,8 @@ struct SharedFolderTests {
     // MARK: Help
 
     private func sha256(_ file: URL) throws -> String {
-        let process = Process()
-        process.executableURL = URL(filePath: "/usr/bin/sha256sum")
-        process.arguments = [file.path]
-        let pipe = Pipe()
-        process.standardOutput = pipe
-        try process.run()
-        let output = pipe.fileHandleForReading.readDataToEndOfFile()
-        return String(decoding: output.prefix(64), as: UTF8.self)
+        let process = try HostProcess("/usr/bin/sha256sum", [file.path], output: .pipe)
+        return String(decoding: process.readToEnd().prefix(64), as: UTF8.self)
     }
 }
 

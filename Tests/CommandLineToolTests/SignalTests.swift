@@ -1,4 +1,5 @@
 internal import Foundation
+internal import HostProcess
 internal import Testing
 
 @Suite(
@@ -9,24 +10,18 @@ struct SignalTests {
     @Test("A signal at any phase ends with its status", arguments: [SIGINT, SIGTERM, SIGHUP], [0, 30, 1500])
     func signal(number: Int32, afterMilliseconds: Int) async throws {
         let scratch = try Scratch()
-        let process = Process()
-        process.executableURL = URL(filePath: Martlet.path)
-        process.arguments = ["run", "--timeout", "1m", "--", "sleep", "1000"]
-        process.standardInput = FileHandle.nullDevice
-        process.standardOutput = FileHandle.nullDevice
-        process.standardError = try scratch.emptyFile("err")
-        try process.run()
+        let process = try HostProcess(
+            Martlet.path, ["run", "--timeout", "1m", "--", "sleep", "1000"], errors: .file(scratch.file("err").path))
         if afterMilliseconds > 0 { try await Task.sleep(for: .milliseconds(afterMilliseconds)) }
-        kill(process.processIdentifier, number)
-        let killed = await Martlet.waitOrKill(process, limit: .seconds(10))
+        process.signal(number)
+        let killed = await process.waitOrKill(limit: .seconds(10))
         #expect(!killed)
         let errors = try String(contentsOf: scratch.file("err"), encoding: .utf8)
-        if process.terminationReason == .uncaughtSignal {
-            // Before the program had its say: the kernel's own ending, which the shell reports the same way.
-            #expect(process.terminationStatus == number)
+        #expect(process.status == 128 + number)
+        if process.endingSignal != nil {
+            // Before the program had its say: the kernel's own ending.
             #expect(errors.isEmpty)
         } else {
-            #expect(process.terminationStatus == 128 + number)
             #expect(errors.split(separator: "\n").count == 1, "\(errors)")
         }
     }

@@ -1,4 +1,5 @@
 internal import Foundation
+internal import HostProcess
 internal import Testing
 
 /// With a terminal of our own: script(1) gives one.
@@ -45,21 +46,15 @@ enum Terminal {
     /// "status=N same=yes" if the terminal's settings are what they were.
     static func run(_ line: String, typed: String) async throws -> String {
         let scratch = try Scratch()
-        let keyboard = Pipe()
-        let process = Process()
-        process.executableURL = URL(filePath: script)
         // The size is no part of the comparison: stty -g does not have it.
         let wrapped = "a=$(stty -g); \(line); s=$?; [ \"$a\" = \"$(stty -g)\" ] && echo status=$s same=yes"
-        process.arguments = ["-q", "-e", "-c", wrapped, "/dev/null"]
-        process.environment = ProcessInfo.processInfo.environment.merging(["MARTLET": Martlet.path]) { $1 }
-        process.standardInput = keyboard
-        process.standardOutput = try scratch.emptyFile("out")
-        process.standardError = FileHandle.nullDevice
-        try process.run()
+        let process = try HostProcess(
+            script, ["-q", "-e", "-c", wrapped, "/dev/null"], environment: ["MARTLET": Martlet.path], input: .pipe,
+            output: .file(scratch.file("out").path), errors: .nothing)
         // Open until the end: script(1) takes the end of its input as the end of the terminal.
-        try keyboard.fileHandleForWriting.write(contentsOf: Data(typed.utf8))
-        _ = await Martlet.waitOrKill(process, limit: .seconds(150))
-        try keyboard.fileHandleForWriting.close()
+        process.write(typed.utf8)
+        _ = await process.waitOrKill(limit: .seconds(150))
+        process.closeInput()
         return String(decoding: try Data(contentsOf: scratch.file("out")), as: UTF8.self)
     }
 }

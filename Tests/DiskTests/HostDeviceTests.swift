@@ -1,5 +1,6 @@
 internal import Disk
 internal import Foundation
+internal import HostProcess
 internal import Testing
 
 /// A block device of this host with a file behind it (losetup(8)), as long as the object lives.
@@ -26,16 +27,10 @@ final class LoopDevice {
     deinit { _ = try? Self.losetup(["--detach", path]) }
 
     private static func losetup(_ arguments: [String]) throws -> String {
-        let process = Process()
-        process.executableURL = URL(filePath: "/usr/sbin/losetup")
-        process.arguments = arguments
-        let output = Pipe()
-        process.standardOutput = output
-        process.standardError = FileHandle.nullDevice
-        try process.run()
-        let text = output.fileHandleForReading.readDataToEndOfFile()
+        let process = try HostProcess("/usr/sbin/losetup", arguments, output: .pipe, errors: .nothing)
+        let text = process.readToEnd()
         process.waitUntilExit()
-        guard process.terminationStatus == 0 else { throw CocoaError(.executableLoad) }
+        guard process.status == 0 else { throw CocoaError(.executableLoad) }
         return String(decoding: text, as: UTF8.self)
     }
 }

@@ -1,4 +1,5 @@
 internal import Foundation
+internal import HostProcess
 internal import Testing
 
 /// QEMU's tool, which these tests believe more than us (Debian: qemu-utils).
@@ -19,17 +20,13 @@ enum QemuImg {
     static func run(_ arguments: String...) throws -> Result { try run(arguments) }
 
     static func run(_ arguments: [String], program: String? = nil) throws -> Result {
-        let process = Process()
-        process.executableURL = URL(filePath: program ?? path ?? "/nonexistent")
-        process.arguments = arguments
-        process.standardInput = FileHandle.nullDevice
         let scratch = try Scratch()
-        process.standardOutput = try scratch.emptyFile("out")
-        process.standardError = try scratch.emptyFile("err")
-        try process.run()
+        let process = try HostProcess(
+            program ?? path ?? "/nonexistent", arguments, output: .file(scratch.path("out")),
+            errors: .file(scratch.path("err")))
         process.waitUntilExit()
         return Result(
-            status: process.terminationStatus,
+            status: process.status,
             output: String(decoding: try Data(contentsOf: scratch.file("out")), as: UTF8.self),
             errors: String(decoding: try Data(contentsOf: scratch.file("err")), as: UTF8.self))
     }
@@ -72,10 +69,6 @@ final class Scratch: Sendable {
     func file(_ name: String) -> URL { directory.appending(path: name) }
     func path(_ name: String) -> String { file(name).path }
 
-    func emptyFile(_ name: String) throws -> FileHandle {
-        try Data().write(to: file(name))
-        return try FileHandle(forWritingTo: file(name))
-    }
 }
 
 /// Random numbers that come again with the same seed (SplitMix64).

@@ -1,5 +1,6 @@
 internal import Disk
 internal import Foundation
+internal import HostProcess
 internal import Testing
 
 @Suite("Who may use an image at the same time")
@@ -45,14 +46,8 @@ struct SharingTests {
         try writer.close()
         try QemuImg.expect("info", path)
 
-        let qemu = Process()
-        qemu.executableURL = URL(filePath: "/usr/bin/qemu-io")
         guard FileManager.default.isExecutableFile(atPath: "/usr/bin/qemu-io") else { return }
-        qemu.arguments = ["-f", "qcow2", path]
-        let input = Pipe()
-        qemu.standardInput = input
-        qemu.standardOutput = FileHandle.nullDevice
-        try qemu.run()
+        let qemu = try HostProcess("/usr/bin/qemu-io", ["-f", "qcow2", path], input: .pipe)
         let end = Date(timeIntervalSinceNow: 20)
         var isRefused = false
         while !isRefused, Date() < end {
@@ -63,7 +58,7 @@ struct SharingTests {
             }
         }
         #expect(isRefused)
-        try input.fileHandleForWriting.close()
+        qemu.closeInput()
         qemu.waitUntilExit()
         try open(path, writing: true).close()
     }

@@ -1,17 +1,13 @@
 internal import Foundation
+internal import HostProcess
 
 /// A program of the host that runs beside a guest, and ends with its owner.
 final class HostServer {
-    private let process = Process()
-    private let output = Pipe()
+    private let process: HostProcess
 
     init(_ name: String, _ arguments: [String]) throws {
-        process.executableURL = URL(filePath: RealGuest.tool(name) ?? "/nonexistent/\(name)")
-        process.arguments = arguments
-        process.standardInput = FileHandle.nullDevice
-        process.standardOutput = output
-        process.standardError = output
-        try process.run()
+        process = try HostProcess(
+            RealGuest.tool(name) ?? "/nonexistent/\(name)", arguments, output: .pipe, errors: .output)
     }
 
     /// A Python program.
@@ -20,21 +16,10 @@ final class HostServer {
     }
 
     /// Its status and what it printed, when it has ended; it is killed at the limit.
-    func end(limit: Duration = .seconds(60)) async throws -> RealGuest.Output {
-        let end = ContinuousClock.now + limit
-        while process.isRunning, ContinuousClock.now < end { try await Task.sleep(for: .milliseconds(20)) }
-        stop()
-        let text = String(decoding: try output.fileHandleForReading.readToEnd() ?? Data(), as: UTF8.self)
-        return RealGuest.Output(status: process.terminationStatus, text: text)
+    func end(limit: Duration = .seconds(60)) async -> RealGuest.Output {
+        _ = await process.waitOrKill(limit: limit)
+        return RealGuest.Output(status: process.status, text: String(decoding: process.readToEnd(), as: UTF8.self))
     }
-
-    private func stop() {
-        guard process.isRunning else { return }
-        kill(process.processIdentifier, SIGKILL)
-        process.waitUntilExit()
-    }
-
-    deinit { stop() }
 
     /// TCP ports of the host's loopback that nobody has at the moment.
     static func freePorts(_ count: Int) throws -> [Int] {

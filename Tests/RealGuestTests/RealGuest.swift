@@ -1,4 +1,5 @@
 internal import Foundation
+internal import HostProcess
 internal import Testing
 
 /// What these tests work with: the release binary, the guests in the cache, and the host's tools.
@@ -46,17 +47,11 @@ enum RealGuest {
 
     /// Runs a program of the host to its end: its status, its output and its errors.
     static func run(_ name: String, _ arguments: String...) throws -> Output {
-        let process = Process()
-        let pipe = Pipe()
-        process.executableURL = URL(filePath: name.contains("/") ? name : tool(name) ?? "/nonexistent/\(name)")
-        process.arguments = arguments
-        process.standardInput = FileHandle.nullDevice
-        process.standardOutput = pipe
-        process.standardError = pipe
-        try process.run()
-        let data = try pipe.fileHandleForReading.readToEnd() ?? Data()
+        let process = try HostProcess(
+            name.contains("/") ? name : tool(name) ?? "/nonexistent/\(name)", arguments, output: .pipe, errors: .output)
+        let data = process.readToEnd()
         process.waitUntilExit()
-        return Output(status: process.terminationStatus, text: String(decoding: data, as: UTF8.self))
+        return Output(status: process.status, text: String(decoding: data, as: UTF8.self))
     }
 }
 

@@ -1,4 +1,5 @@
 internal import Foundation
+internal import HostProcess
 
 /// A `martlet run` whose guest is talked to over its console: text is waited for and typed.
 final class SerialConsole {
@@ -6,8 +7,7 @@ final class SerialConsole {
         var description: String
     }
 
-    private let process = Process()
-    private let keyboard = Pipe()
+    private let process: HostProcess
     private let output: FileHandle
     private let scratch: Scratch
     /// What was shown and not yet waited for.
@@ -17,21 +17,15 @@ final class SerialConsole {
 
     init(_ arguments: [String]) throws {
         scratch = try Scratch()
-        for name in ["out", "err"] { _ = FileManager.default.createFile(atPath: scratch.path(name), contents: nil) }
-        process.executableURL = URL(filePath: RealGuest.martlet)
-        process.arguments = ["run"] + arguments
-        process.standardInput = keyboard
-        // A file, not a pipe: nobody has to read while it runs.
-        process.standardOutput = FileHandle(forWritingAtPath: scratch.path("out"))
-        process.standardError = FileHandle(forWritingAtPath: scratch.path("err"))
+        // Files, not pipes: nobody has to read while it runs.
+        process = try HostProcess(
+            RealGuest.martlet, ["run"] + arguments, input: .pipe, output: .file(scratch.path("out")),
+            errors: .file(scratch.path("err")))
         guard let reading = FileHandle(forReadingAtPath: scratch.path("out")) else {
             throw Failure(description: "no output file")
         }
         output = reading
-        try process.run()
     }
-
-    deinit { kill() }
 
     /// What the machine has said on its standard error.
     var errors: String { (try? String(contentsOfFile: scratch.path("err"), encoding: .utf8)) ?? "" }
@@ -76,7 +70,9 @@ final class SerialConsole {
         return String(decoding: pending, as: UTF8.self)
     }
 
-    func type(_ text: String) throws { try keyboard.fileHandleForWriting.write(contentsOf: Data(text.utf8)) }
+    func type(_ text: String) throws {
+        guard process.write(text.utf8) else { throw Failure(description: "nobody reads what is typed: \(transcript)") }
+    }
 
     /// Logs in at the prompt of a Debian, and makes the shell a plain one.
     func logIn() async throws {
@@ -110,13 +106,12 @@ final class SerialConsole {
             try await Task.sleep(for: .milliseconds(20))
         }
         try pump()
-        return process.terminationReason == .exit ? process.terminationStatus : 128 + process.terminationStatus
+        return process.status
     }
 
     /// As a power cut: SIGKILL.
     func kill() {
-        guard process.isRunning else { return }
-        Foundation.kill(process.processIdentifier, SIGKILL)
+        process.signal(SIGKILL)
         process.waitUntilExit()
     }
 }
