@@ -36,10 +36,15 @@ public struct DiskError: Error, Equatable, CustomStringConvertible {
         self.init(.host(error.errorNumber), "\(error.description)\(DiskError.advice(error.errorNumber))")
     }
 
+    /// What does not grow is full: a block device.
+    static func noRoom(_ path: String) -> DiskError {
+        DiskError(HostError("Cannot make \(path) larger", errorNumber: HostError.Number.noSpace))
+    }
+
     private static func advice(_ errorNumber: Int32) -> String {
         switch errorNumber {
-        case 28: ". Make room on that file system and try again"
-        case 2, 13: ". Check the path and its permissions"
+        case HostError.Number.noSpace: ". Make room on that file system and try again"
+        case HostError.Number.noEntry, HostError.Number.notPermitted: ". Check the path and its permissions"
         default: ""
         }
     }

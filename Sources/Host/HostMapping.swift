@@ -15,6 +15,19 @@ public struct HostError: Error, Equatable, CustomStringConvertible {
     public var reason: String { String(cString: strerror(errorNumber)) }
 
     public var description: String { "\(operation): \(reason)" }
+
+    /// errno(3) by name, for modules that do not know the C library.
+    public enum Number {
+        public static let noSpace = ENOSPC
+        public static let noEntry = ENOENT
+        public static let notPermitted = EACCES
+        public static let invalid = EINVAL
+        public static let interrupted = EINTR
+        public static let again = EAGAIN
+        public static let noLocks = ENOLCK
+        public static let notImplemented = ENOSYS
+        public static let notSupported = EOPNOTSUPP
+    }
 }
 
 /// An anonymous mapping of host memory, page-aligned, zero-filled on first touch, between inaccessible pages, unmapped

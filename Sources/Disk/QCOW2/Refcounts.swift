@@ -162,7 +162,7 @@ extension QCOW2Metadata {
     /// A block device does not grow.
     func requireRoom(_ count: UInt64) throws(DiskError) {
         guard storage.isFixed, (endCluster + count) << clusterBits > knownFileSize else { return }
-        throw DiskError(HostError("Cannot make the image in \(storage.path) larger", errorNumber: 28))
+        throw DiskError.noRoom(storage.path)
     }
 
     /// A cluster at the end becomes a table of zeros.

@@ -51,7 +51,7 @@ public final class FileStorage: ImageStorage {
             return try BlockFile(path: path, options)
         } catch {
             // tmpfs and others have no O_DIRECT (EINVAL, open(2)).
-            guard options.isDirect, error.errorNumber == 22 else { throw DiskError(error) }
+            guard options.isDirect, error.errorNumber == HostError.Number.invalid else { throw DiskError(error) }
             throw DiskError(
                 .unsupported,
                 "Cannot open \(path) with cache mode none: its file system has no direct input and output. Use writeback"
@@ -152,7 +152,7 @@ public final class FileStorage: ImageStorage {
     public func truncate(to size: UInt64) throws(DiskError) {
         // A device has its size, and room for less.
         if isBlockDevice, try currentSize() >= size { return }
-        if isBlockDevice { throw DiskError(HostError("Cannot make \(path) larger", errorNumber: 28)) }
+        if isBlockDevice { throw DiskError.noRoom(path) }
         try alone { () throws(HostError) in try file.truncate(to: size) }
     }
 

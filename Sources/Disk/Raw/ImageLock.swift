@@ -27,7 +27,8 @@ final class ImageLock: Sendable {
             for permission in refusing { try file.lockShared(byte: ImageLock.refusing + permission.rawValue) }
         } catch {
             // Some network file systems have no locks: QEMU goes on without, and so does this.
-            if error.errorNumber == 95 || error.errorNumber == 38 || error.errorNumber == 37 { return }
+            let hasNone = [HostError.Number.notSupported, HostError.Number.notImplemented, HostError.Number.noLocks]
+            if hasNone.contains(error.errorNumber) { return }
             throw DiskError(error)
         }
         let isFree = try host { () throws(HostError) in

@@ -41,6 +41,6 @@ struct OutputPump {
 }
 
 extension HostError {
-    /// EINTR and EAGAIN (errno(3) on x86-64 Linux): later it may work.
-    var isTemporary: Bool { errorNumber == 4 || errorNumber == 11 }
+    /// Later it may work.
+    var isTemporary: Bool { errorNumber == Number.interrupted || errorNumber == Number.again }
 }

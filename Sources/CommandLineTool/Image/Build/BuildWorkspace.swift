@@ -69,7 +69,8 @@ struct BuildWorkspace {
             return try call()
         } catch {
             let hint =
-                error.errorNumber == 28 ? ". Make room on that file system" : ". Check the path and its permissions"
+                error.errorNumber == HostError.Number.noSpace
+                ? ". Make room on that file system" : ". Check the path and its permissions"
             throw DiskError(.host(error.errorNumber), error.description + hint)
         }
     }
