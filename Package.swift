@@ -115,7 +115,8 @@ let package = Package(
             name: "HostProcess", dependencies: ["Host"], path: "Tests/Support/HostProcess", swiftSettings: strict),
         // Sockets on the host's loopback, and namespaces to use them in.
         .target(
-            name: "HostNetwork", dependencies: ["Host"], path: "Tests/Support/HostNetwork", swiftSettings: strict),
+            name: "HostNetwork", dependencies: ["Host", "HostProcess"], path: "Tests/Support/HostNetwork",
+            swiftSettings: strict),
         .testTarget(
             name: "CPUTests", dependencies: ["CHost", "CPU", "CTestHost", "Fuzzing", "GuestMemory", "X86"],
             swiftSettings: strict),

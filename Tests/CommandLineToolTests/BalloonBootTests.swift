@@ -40,7 +40,8 @@ struct BalloonBootTests {
                 if condition() { return true }
                 try? await Task.sleep(for: .milliseconds(50))
             }
-            return condition()
+            #expect(process.isRunning, "\(output) \(errors)")
+            return process.isRunning && condition()
         }
 
         func end() async {
@@ -55,14 +56,14 @@ struct BalloonBootTests {
         dd if=/dev/zero of=/tmp/m/file bs=1M count=300 2>/dev/null
         echo state=filled; sleep 4
         rm /tmp/m/file; echo state=deleted
-        sleep 120
+        sleep 3000
         """
 
     @Test("Pages that the guest does not use any more leave the process", arguments: [true, false])
     func reporting(isOn: Bool) async throws {
         let machine = try Running(
             [
-                "run", "--timeout", "3m", "--accel", "soft", "--memory", "512M", "--verbose", "--balloon",
+                "run", "--timeout", "60m", "--accel", "soft", "--memory", "512M", "--verbose", "--balloon",
                 isOn ? "free-page-reporting" : "target=0", "--", "sh", "-c", Self.script,
             ])
         try #require(
@@ -85,11 +86,11 @@ struct BalloonBootTests {
         // The memory is filled and freed first: pages that were never touched take nothing of the host.
         let script = """
             rmmod virtio_balloon || exit 3
-            \(Self.script.replacing("sleep 120", with: "sleep 3; insmod /lib/modules/virtio_balloon.ko; sleep 120"))
+            \(Self.script.replacing("sleep 3000", with: "sleep 3; insmod /lib/modules/virtio_balloon.ko; sleep 3000"))
             """
         let machine = try Running(
             [
-                "run", "--timeout", "3m", "--accel", "soft", "--memory", "512M", "--verbose", "--balloon",
+                "run", "--timeout", "60m", "--accel", "soft", "--memory", "512M", "--verbose", "--balloon",
                 "target=300M", "--", "sh", "-c", script,
             ])
         try #require(

@@ -9,7 +9,7 @@ struct BareMetalTests {
     private func run(_ name: String, _ options: [String] = []) async throws -> Martlet.Result {
         try await Martlet.run(
             [
-                "run", "--accel", "soft", "--timeout", "30s", "--kernel",
+                "run", "--accel", "soft", "--timeout", "5m", "--kernel",
                 Martlet.bareMetalDirectory.appending(path: name).path,
             ]
                 + options)

@@ -44,7 +44,7 @@ struct Martlet {
     /// Runs `arguments` with `input`, from a shell line if `redirection` has one (such as `>&-`).
     static func run(
         _ arguments: [String], input: Data = Data(), redirection: String = "", environment: [String: String] = [:],
-        limit: Duration = .seconds(300)
+        limit: Duration = .seconds(900)
     ) async throws -> Result {
         let scratch = try Scratch()
         try input.write(to: scratch.file("in"))

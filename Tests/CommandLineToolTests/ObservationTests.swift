@@ -87,7 +87,7 @@ struct ObservationTests {
     private func run(_ name: String, _ options: [String]) async throws -> Martlet.Result {
         try await Martlet.run(
             [
-                "run", "--timeout", "60s", "--device", "isa-debug-exit", "--kernel",
+                "run", "--timeout", "5m", "--device", "isa-debug-exit", "--kernel",
                 Martlet.bareMetalDirectory.appending(path: name).path,
             ] + options)
     }
@@ -181,7 +181,7 @@ struct GuestProfileTests {
         let result = try await Martlet.run([
             "run", "--accel", "soft", "--engine", "translator", "--timeout", "4m", "--profile",
             scratch.file("profile").path, "--", "sh", "-c",
-            "i=0; while [ $i -lt 30000 ]; do i=$((i + 1)); done; sleep 1",
+            "i=0; while [ $i -lt 30000 ]; do i=$((i + 1)); done; sleep 6",
         ])
         #expect(result.status == 0, "\(result.errors)")
         let text = String(decoding: try Data(contentsOf: scratch.file("profile")), as: UTF8.self)

@@ -32,7 +32,7 @@ struct TerminalTests {
     @Test("The guest's terminal has the size and the kind of ours")
     func size() async throws {
         let text = try await Terminal.run(
-            "stty rows 33 cols 101; TERM=vt220 \"$MARTLET\" run --timeout 2m",
+            "stty rows 33 cols 101; TERM=vt220 \"$MARTLET\" run --timeout 10m",
             typed: "stty size; echo kind=$TERM; exit\n")
         #expect(text.contains("33 101"), "\(text)")
         #expect(text.contains("kind=vt220"), "\(text)")
@@ -53,7 +53,7 @@ enum Terminal {
             output: .file(scratch.file("out").path), errors: .nothing)
         // Open until the end: script(1) takes the end of its input as the end of the terminal.
         process.write(typed.utf8)
-        _ = await process.waitOrKill(limit: .seconds(150))
+        _ = await process.waitOrKill(limit: .seconds(600))
         process.closeInput()
         return String(decoding: try Data(contentsOf: scratch.file("out")), as: UTF8.self)
     }

@@ -29,7 +29,7 @@ struct TransitionalTests {
             """
         let result = try await Martlet.run(
             [
-                "run", "--timeout", "2m", "--accel", "soft", "--transitional", "--disk", "\(disk.path),format=raw",
+                "run", "--timeout", "10m", "--accel", "soft", "--transitional", "--disk", "\(disk.path),format=raw",
                 "--net", "user,egress=none", "--", "sh", "-c", script,
             ])
         try #require(result.status == 0, "\(result.errors)")

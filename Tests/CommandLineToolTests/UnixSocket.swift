@@ -12,7 +12,10 @@ final class UnixSocket: Sendable {
     private static func open(
         _ path: String, _ body: (Int32, UnsafePointer<sockaddr>, socklen_t) -> Int32
     ) throws -> UnixSocket {
-        let descriptor = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
+        let descriptor = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+        // So that no test hangs.
+        var limit = timeval(tv_sec: 300, tv_usec: 0)
+        setsockopt(descriptor, SOL_SOCKET, SO_RCVTIMEO, &limit, socklen_t(MemoryLayout<timeval>.size))
         var address = sockaddr_un()
         address.sun_family = sa_family_t(AF_UNIX)
         guard path.utf8.count < 108 else { throw Failure() }
@@ -32,9 +35,21 @@ final class UnixSocket: Sendable {
 
     static func connected(to path: String) throws -> UnixSocket { try open(path) { connect($0, $1, $2) } }
 
+    /// As soon as somebody listens there.
+    static func connected(to path: String, within seconds: Double) throws -> UnixSocket {
+        let end = Date(timeIntervalSinceNow: seconds)
+        while true {
+            do { return try connected(to: path) } catch {
+                if Date() > end { throw error }
+                Thread.sleep(forTimeInterval: 0.02)
+            }
+        }
+    }
+
     func accepted() throws -> UnixSocket {
         let connection = accept(descriptor, nil, nil)
         guard connection >= 0 else { throw Failure() }
+        _ = fcntl(connection, F_SETFD, FD_CLOEXEC)
         return UnixSocket(connection)
     }
 

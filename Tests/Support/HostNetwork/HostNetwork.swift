@@ -1,5 +1,6 @@
 internal import Glibc
 internal import Host
+internal import HostProcess
 internal import Synchronization
 
 /// Runs `body` on a thread in a network namespace of its own, empty but for a loopback: what it opens there stays
@@ -31,13 +32,15 @@ public func exists(_ path: String) -> Bool { access(path, F_OK) == 0 }
 
 public func has(_ command: String) -> Bool { shell("command -v \(command)").status == 0 }
 
-/// What a command printed, and how it ended.
+/// What a command printed, and its status.
 public func shell(_ command: String) -> (output: String, status: Int32) {
-    guard let pipe = popen("{ \(command)\n} 2>&1", "r") else { return ("", -1) }
-    var bytes: [UInt8] = []
-    var chunk = [UInt8](repeating: 0, count: 65_536)
-    while case let count = fread(&chunk, 1, chunk.count, pipe), count > 0 { bytes += chunk.prefix(count) }
-    return (String(decoding: bytes, as: UTF8.self), pclose(pipe))
+    guard
+        let process = try? HostProcess(
+            "/bin/sh", ["-c", command], input: .inherited, output: .pipe, errors: .output)
+    else { return ("", -1) }
+    let bytes = process.readToEnd()
+    process.waitUntilExit()
+    return (String(decoding: bytes, as: UTF8.self), process.status)
 }
 
 /// A path of our own.

@@ -23,7 +23,7 @@ public final class LoopbackSocket: Sendable {
 
     /// Bound to a free port.
     public init(isUDP: Bool, isListening: Bool = true, address host: UInt32 = 0x7F00_0001) {
-        let descriptor = socket(AF_INET, Int32(isUDP ? SOCK_DGRAM.rawValue : SOCK_STREAM.rawValue), 0)
+        let descriptor = newSocket(isUDP: isUDP)
         self.descriptor = descriptor
         precondition(withLoopback(host, port: 0) { bind(descriptor, $0, $1) } == 0)
         if !isUDP, isListening { listen(descriptor, 8) }
@@ -38,7 +38,7 @@ public final class LoopbackSocket: Sendable {
 
     /// Connected to a port, of the loopback unless another address is named.
     public init?(isUDP: Bool, connectedTo port: UInt16, address host: UInt32 = 0x7F00_0001) {
-        descriptor = socket(AF_INET, Int32(isUDP ? SOCK_DGRAM.rawValue : SOCK_STREAM.rawValue), 0)
+        descriptor = newSocket(isUDP: isUDP)
         self.port = port
         setTimeouts(descriptor)
         guard withLoopback(host, port: port, { connect(descriptor, $0, $1) }) == 0 else { return nil }
@@ -47,6 +47,7 @@ public final class LoopbackSocket: Sendable {
     private init(accepted descriptor: Int32) {
         self.descriptor = descriptor
         port = 0
+        _ = fcntl(descriptor, F_SETFD, FD_CLOEXEC)
         setTimeouts(descriptor)
     }
 
@@ -74,7 +75,7 @@ public final class LoopbackSocket: Sendable {
     /// The peer sees the end; it may go on sending.
     public func finishWriting() { shutdown(descriptor, Int32(SHUT_WR)) }
 
-    /// Everything until the peer ends, or says nothing for ten seconds.
+    /// Everything until the peer ends, or says nothing for two minutes.
     public func readAll() -> [UInt8] {
         var bytes: [UInt8] = []
         while case let part = read(upTo: 1 << 16), !part.isEmpty { bytes += part }
@@ -110,8 +111,14 @@ public final class LoopbackSocket: Sendable {
     deinit { close(descriptor) }
 }
 
+private func newSocket(isUDP: Bool) -> Int32 {
+    let kind = isUDP ? SOCK_DGRAM : SOCK_STREAM
+    return socket(AF_INET, Int32(kind.rawValue | SOCK_CLOEXEC.rawValue), 0)
+}
+
+/// Longer than a busy machine lets anybody wait who has something to say.
 private func setTimeouts(_ descriptor: Int32) {
-    var limit = timeval(tv_sec: 10, tv_usec: 0)
+    var limit = timeval(tv_sec: 120, tv_usec: 0)
     setsockopt(descriptor, SOL_SOCKET, SO_RCVTIMEO, &limit, socklen_t(MemoryLayout<timeval>.size))
     setsockopt(descriptor, SOL_SOCKET, SO_SNDTIMEO, &limit, socklen_t(MemoryLayout<timeval>.size))
 }

@@ -207,6 +207,19 @@ public final class HostProcess: Sendable {
         }
     }
 
+    /// The next line of the output, without its end; nil where there is none.
+    public func readLine() -> String? {
+        var bytes: [UInt8] = []
+        var byte: UInt8 = 0
+        while true {
+            let count = read(screen, &byte, 1)
+            if count < 0, errno == EINTR { continue }
+            if count <= 0 { return bytes.isEmpty ? nil : String(decoding: bytes, as: UTF8.self) }
+            if byte == 0x0A { return String(decoding: bytes, as: UTF8.self) }
+            bytes.append(byte)
+        }
+    }
+
     /// The output, and the errors if they go there, until nobody has it open any more.
     public func readToEnd() -> [UInt8] {
         var bytes: [UInt8] = []
