@@ -39,6 +39,11 @@ final class EventLog: Sendable {
         right.send(frame(65_549, 2))
         #expect(left.next() == frame(65_549, 2))
         #expect(left.backend.statistics.sentBytes == 60)
+        // Counted once the card has the frame.
+        let end = HostClock.monotonicNanoseconds + 60_000_000_000
+        while left.backend.statistics.receivedBytes == 0, HostClock.monotonicNanoseconds < end {
+            HostClock.sleep(nanoseconds: 1_000_000)
+        }
         #expect(left.backend.statistics.receivedBytes == 65_549)
     }
 

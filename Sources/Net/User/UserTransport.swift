@@ -110,8 +110,9 @@ final class UserTransport: Transport, @unchecked Sendable {
             return queue.frames
         }
         for (header, bytes) in frames { process(header, bytes) }
-        drain(into: sink)
+        // Before the guest can have the answers: whoever has one finds it counted.
         publishStatistics()
+        drain(into: sink)
     }
 
     private func process(_ header: VirtualNetworkHeader, _ bytes: [UInt8]) {
