@@ -86,7 +86,11 @@ public final class StreamListener: Sendable {
     /// Nobody finds it any more. Somebody may have removed its name, or given it to another socket: then it is not ours.
     public func removeName() { _ = host_stream_remove(path, inode) }
 
-    deinit { removeName() }
+    deinit {
+        removeName()
+        // A child that was just started may have a copy until its exec: nobody listens in that either.
+        _ = host_stream_shut(owned.rawValue, Int32(SHUT_RDWR))
+    }
 }
 
 /// Waits for many descriptors at once (epoll(7)); each has a number by which it is told.
