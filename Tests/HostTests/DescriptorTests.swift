@@ -49,13 +49,20 @@ import Testing
     }
 
     @Test func closesWithItsOwner() throws {
-        let number: Int32
-        do {
-            let file = try FileDescriptor.open("/dev/null")
-            number = fcntl(file.rawValue, F_DUPFD, 500)
+        try withFile([1]) { path in
+            let number: Int32
+            do {
+                let file = try FileDescriptor.open(path)
+                number = fcntl(file.rawValue, F_DUPFD_CLOEXEC, 500)
+            }
+            var ours = stat()
+            try #require(fstat(number, &ours) == 0)
+            do { _ = FileDescriptor(owning: number) }
+            // Another test may have got the number since, but not for this file.
+            var found = stat()
+            let isOpen = fstat(number, &found) == 0 && found.st_dev == ours.st_dev && found.st_ino == ours.st_ino
+            #expect(!isOpen)
         }
-        do { _ = FileDescriptor(owning: number) }
-        #expect(fcntl(number, F_GETFD) == -1)
     }
 
     /// More than a pipe holds: the writer has to wait for the reader.
