@@ -69,22 +69,22 @@ final class RealModeMachine: @unchecked Sendable {
         mapping.address.storeBytes(of: UInt32(address), toByteOffset: Int(vector) * 4, as: UInt32.self)
     }
 
-    /// `run()`, ended by `.interrupted` after ten seconds: no test may hang.
-    func run(_ index: Int = 0) throws -> VirtualCPUExit {
-        let watchdog = try Watchdog(cpus[index])
+    /// `run()`, ended by `.interrupted` after a minute: no test may hang.
+    func run(_ index: Int = 0, seconds: UInt64 = 60) throws -> VirtualCPUExit {
+        let watchdog = try Watchdog(cpus[index], seconds: seconds)
         defer { watchdog.cancel() }
         return try cpus[index].run()
     }
 }
 
-/// Requests an exit after ten seconds, or does nothing when cancelled.
+/// Requests an exit after so many seconds, or does nothing when cancelled.
 final class Watchdog: Sendable {
     private let isCancelled = Atomic<Bool>(false)
     private let thread = Mutex<HostThread?>(nil)
 
-    init(_ cpu: SoftVirtualCPU) throws {
+    init(_ cpu: SoftVirtualCPU, seconds: UInt64) throws {
         let started = try HostThread(name: "watchdog") { [weak self] in
-            let until = HostClock.monotonicNanoseconds + 10_000_000_000
+            let until = HostClock.monotonicNanoseconds + seconds * 1_000_000_000
             while let self, !self.isCancelled.load(ordering: .relaxed) {
                 if HostClock.monotonicNanoseconds > until { return cpu.requestExit() }
                 HostClock.sleep(nanoseconds: 2_000_000)
