@@ -9,10 +9,8 @@ final class ReceivedStream: Sendable {
     var text: String { bytes.withLock { String(decoding: $0, as: UTF8.self) } }
 
     func serve(_ server: LoopbackSocket) {
-        // An interpreted guest takes longer to come than one wait lasts.
-        var caller: LoopbackSocket?
-        for _ in 0..<6 where caller == nil { caller = server.acceptOne() }
-        guard let client = caller else { return }
+        // On a busy host an interpreted guest may take longer to come than one wait lasts.
+        guard let client = server.acceptOne() ?? server.acceptOne() else { return }
         guard let writer = try? HostThread(name: "answer", { _ = client.writeAll(Self.answer) }) else { return }
         while case let chunk = client.read(upTo: 65_536), !chunk.isEmpty { bytes.withLock { $0 += chunk } }
         writer.join()

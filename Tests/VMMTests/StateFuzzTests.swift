@@ -134,7 +134,12 @@ struct StateFuzzTests {
     }
 
     @Test("A machine that cannot be restored leaves no descriptors and no threads behind")
-    func leftovers() throws {
+    func leftovers() async {
+        // In a process of its own, because both are counted by process.
+        await #expect(processExitsWith: .success) { try StateFuzzTests().countLeftovers() }
+    }
+
+    private func countLeftovers() throws {
         let rig = try StateFuzzRig()
         let system = SoftSystem()
         let activity = try EventNotifier()
@@ -158,14 +163,14 @@ struct StateFuzzTests {
         attempt { $0.controllers.timer.removeLast() }
         attempt { $0.memory.removeLast() }
         #expect(attempts > 40)
-        // Threads end in a moment; other tests run meanwhile and have some.
-        let end = HostClock.monotonicNanoseconds + 5_000_000_000
+        // Threads end in a moment; the test library has some of its own.
+        let end = HostClock.monotonicNanoseconds + 60_000_000_000
         var after = (entries("/proc/self/fd"), entries("/proc/self/task"))
-        while after.0 >= before.0 + 100 || after.1 >= before.1 + 50, HostClock.monotonicNanoseconds < end {
+        while after.0 >= before.0 + 5 || after.1 >= before.1 + 10, HostClock.monotonicNanoseconds < end {
             HostClock.sleep(nanoseconds: 10_000_000)
             after = (entries("/proc/self/fd"), entries("/proc/self/task"))
         }
-        #expect(after.0 < before.0 + 100 && after.1 < before.1 + 50, "\(before), then \(after)")
+        #expect(after.0 < before.0 + 5 && after.1 < before.1 + 10, "\(before), then \(after)")
     }
 
     @Test(
@@ -176,20 +181,20 @@ struct StateFuzzTests {
         let activity = try EventNotifier()
         let saved = try savedState(rig, on: system, activity)
         var (built, ran) = (0, 0)
-        for seed in FuzzSeeds(seconds: 3) {
+        func attempt(_ seed: UInt64) throws {
             var random = SeededGenerator(seed: seed)
             var state = saved
             do {
                 for _ in 0...Int.random(in: 0..<2, using: &random) { try damage(&state, &random) }
             } catch is SavedStateError {
-                continue
+                return
             }
             let machine: Machine
             do throws(MachineError) {
                 machine = try Machine(restoring: state, rig.configuration, on: system, activity: activity)
             } catch {
                 #expect(!error.description.isEmpty)
-                continue
+                return
             }
             built += 1
             let begin = HostClock.monotonicNanoseconds
@@ -205,7 +210,18 @@ struct StateFuzzTests {
             machine.waitForEnd()
             #expect(machine.result != nil, "seed \(seed)")
             let seconds = (HostClock.monotonicNanoseconds - begin) / 1_000_000_000
-            #expect(seconds < 20, "seed \(seed): it took \(seconds) s to stop")
+            #expect(seconds < 120, "seed \(seed): it took \(seconds) s to stop")
+        }
+        var last: UInt64 = 0
+        for seed in FuzzSeeds(seconds: 3) {
+            try attempt(seed)
+            last = seed
+        }
+        // On a busy host these were few, and most states may be refused.
+        let end = HostClock.monotonicNanoseconds + 60_000_000_000
+        while ran == 0, HostClock.monotonicNanoseconds < end {
+            last &+= 1
+            try attempt(last)
         }
         #expect(built > 0 && ran > 0)
     }

@@ -24,6 +24,9 @@ final class StateTestGuest {
     private let system: any HypervisorSystem
     private let activity: EventNotifier
     private(set) var machine: Machine
+    /// When its first machine was not there yet, and for how long it has stood still between its machines.
+    private let birth = HostClock.monotonicNanoseconds
+    private var stoodStill: UInt64 = 0
     /// The command's standard output.
     private(set) var output = ""
     private(set) var console = ""
@@ -49,11 +52,23 @@ final class StateTestGuest {
         try machine.start()
     }
 
+    /// More seconds cannot have passed for the guest.
+    var longestLife: Double { Double(HostClock.monotonicNanoseconds - birth - stoodStill) / 1e9 }
+
     private func take() {
         output += String(decoding: machine.serial[2].take(), as: UTF8.self)
         console += String(decoding: machine.serial[0].take(), as: UTF8.self)
         _ = machine.serial[1].take()
         _ = machine.serial[3].take()
+    }
+
+    /// A line of the command's standard input (scripts/guest/init), as far as the machine goes on.
+    func give(line: String) {
+        var rest = ControlChannel.frame(Array("\(line)\n".utf8))[...]
+        _ = waits(seconds: 120) {
+            rest = rest.dropFirst(machine.serial[1].send(rest))
+            return rest.isEmpty
+        }
     }
 
     /// Until the output has `text`; false when the time is up or the machine has ended.
@@ -103,12 +118,14 @@ final class StateTestGuest {
     /// The machine ends, and another one goes on in its place after `pause`. False: it has ended by itself.
     func replaceMachine(pause: UInt64) throws -> Bool {
         guard try machine.standStill() else { return false }
+        let stopped = HostClock.monotonicNanoseconds
         let state = try machine.save()
         take()
         stop()
         take()
         HostClock.sleep(nanoseconds: pause)
         configuration.devices = try makeDevices()
+        stoodStill += HostClock.monotonicNanoseconds - stopped
         machine = try Machine(restoring: state, configuration, on: system, activity: activity)
         try machine.start()
         return true

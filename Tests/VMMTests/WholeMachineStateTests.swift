@@ -91,9 +91,9 @@ struct WholeMachineStateTests {
         }
     }
 
-    /// Connects to the guest's port and has a word sent back; nil when nobody does for twenty seconds.
+    /// Connects to the guest's port and has a word sent back; nil when nobody does for three minutes.
     private func converse(_ guest: StateTestGuest, _ path: String, _ word: String) -> StreamSocket? {
-        let end = HostClock.monotonicNanoseconds + 20_000_000_000
+        let end = HostClock.monotonicNanoseconds + 180_000_000_000
         while HostClock.monotonicNanoseconds < end {
             if let socket = StreamSocket(connectingTo: path) {
                 _ = socket.send(Array("CONNECT 1234\n".utf8)[...])
@@ -108,10 +108,11 @@ struct WholeMachineStateTests {
         return nil
     }
 
-    /// What comes until it ends with `mark`; nil at the connection's end, and after five seconds.
+    /// What comes until it ends with `mark`; nil at the connection's end, and after a minute.
     private func read(_ socket: StreamSocket, _ guest: StateTestGuest, until mark: String) -> String? {
+        let end = HostClock.monotonicNanoseconds + 60_000_000_000
         var text = ""
-        for _ in 0..<5000 {
+        while HostClock.monotonicNanoseconds < end {
             if let bytes = socket.receive(limit: 1) {
                 guard !bytes.isEmpty else { return nil }
                 text += String(decoding: bytes, as: UTF8.self)
@@ -127,9 +128,10 @@ struct WholeMachineStateTests {
         output.split(separator: "\n").count { $0.hasPrefix("turn ") }
     }
 
-    /// Whether a connection is over, or will be within five seconds.
+    /// Whether a connection is over, or will be within two minutes.
     private func ends(_ socket: StreamSocket, _ guest: StateTestGuest) -> Bool {
-        for _ in 0..<5000 {
+        let end = HostClock.monotonicNanoseconds + 120_000_000_000
+        while HostClock.monotonicNanoseconds < end {
             if socket.receive(limit: 100)?.isEmpty == true { return true }
             guest.carry(milliseconds: 1)
         }
@@ -137,7 +139,7 @@ struct WholeMachineStateTests {
     }
 
     @Test(
-        "Disk, network, folder, sockets, port, balloon and clock go on in another machine", .timeLimit(.minutes(8)))
+        "Disk, network, folder, sockets, port, balloon and clock go on in another machine", .timeLimit(.minutes(20)))
     func replace() throws {
         let folder = try Folder()
         defer { folder.remove() }
@@ -195,7 +197,7 @@ struct WholeMachineStateTests {
             thread.join()
         }
         #expect(guest.wait(for: "turn 2\n"), "\(guest.output)\(guest.console)")
-        #expect(guest.waits(seconds: 30, until: { balloon.figures.actualPages == Self.balloonPages }))
+        #expect(guest.waits(seconds: 120, until: { balloon.figures.actualPages == Self.balloonPages }))
         var socket = try #require(converse(guest, sockets.path, "hello"), "\(guest.output)")
         for round in 0..<Self.rounds {
             guest.carry(milliseconds: UInt64(240 + round * 37))
@@ -208,24 +210,28 @@ struct WholeMachineStateTests {
             socket = try #require(converse(guest, sockets.path, "hello \(round)"), "\(guest.output)")
             // Each machine does some of the work.
             let turns = Self.turns(guest.output)
-            #expect(guest.waits(seconds: 60, until: { Self.turns(guest.output) > turns }), "\(guest.output)")
+            #expect(guest.waits(seconds: 120, until: { Self.turns(guest.output) > turns }), "\(guest.output)")
         }
         client.hurry()
         balloon.setTarget(pages: 0)
-        #expect(guest.waits(seconds: 30, until: { balloon.figures.actualPages == 0 }))
+        #expect(guest.waits(seconds: 120, until: { balloon.figures.actualPages == 0 }))
         try FileDescriptor.open(folder.path + "/over", .append).write([])
-        #expect(guest.end(seconds: 60) == .poweredOff, "\(guest.output)\(client.progress)")
+        #expect(guest.end() == .poweredOff, "\(guest.output)\(client.progress)")
+        let longestLife = guest.longestLife
         thread.join()
         client.stop()
-        try check(guest.output, folder, client, received)
+        try check(guest.output, longestLife, folder, client, received)
     }
 
-    private func check(_ output: String, _ folder: Folder, _ client: PortClient, _ received: ReceivedStream) throws {
+    private func check(
+        _ output: String, _ longestLife: Double, _ folder: Folder, _ client: PortClient, _ received: ReceivedStream
+    ) throws {
         #expect(output.contains("finished\n") && !output.contains("bad"), "\(output)")
         let lines = output.split(separator: "\n")
         let times = lines.filter { $0.hasPrefix("t ") }.compactMap { Double($0.dropFirst(2)) }
         let steps = zip(times, times.dropFirst()).map { $1 - $0 }
-        #expect(steps.count >= Self.rounds && steps.allSatisfy { $0 >= 0 && $0 < 5 }, "\(steps)")
+        #expect(steps.count >= Self.rounds && steps.allSatisfy { $0 >= 0 }, "\(steps)")
+        #expect((times.last ?? .infinity) <= longestLife * 1.01 + 0.1, "\(longestLife): \(times)")
         #expect(received.text == (1...Self.lines).map { "\($0)\n" }.joined())
         #expect(output.contains("answer \(ReceivedStream.answer.count)\n"), "\(output)")
         // The folder: nothing is written twice or not at all, and what was read is the file.
