@@ -47,17 +47,16 @@ struct SharingTests {
         try QemuImg.expect("info", path)
 
         guard FileManager.default.isExecutableFile(atPath: "/usr/bin/qemu-io") else { return }
-        let qemu = try HostProcess("/usr/bin/qemu-io", ["-f", "qcow2", path], input: .pipe)
-        let end = Date(timeIntervalSinceNow: 20)
-        var isRefused = false
-        while !isRefused, Date() < end {
-            // Long enough for it to open the image between two of our attempts.
-            Thread.sleep(forTimeInterval: 0.5)
-            do { try open(path, writing: true).close() } catch let error as DiskError {
-                isRefused = error.kind == .inUse
-            }
+        let qemu = try HostProcess(
+            "/usr/bin/qemu-io", ["-f", "qcow2", path], input: .pipe, output: .file(scratch.path("out")))
+        // It asks for commands when it has the image. Before that an attempt of ours could keep it out, and it would end.
+        let end = Date(timeIntervalSinceNow: 60)
+        func isReady() throws -> Bool {
+            try String(contentsOf: scratch.file("out"), encoding: .utf8).contains("qemu-io>")
         }
-        #expect(isRefused)
+        while try !isReady(), qemu.isRunning, Date() < end { Thread.sleep(forTimeInterval: 0.01) }
+        let error = #expect(throws: DiskError.self) { try open(path, writing: true) }
+        #expect(error?.kind == .inUse)
         qemu.closeInput()
         qemu.waitUntilExit()
         try open(path, writing: true).close()
