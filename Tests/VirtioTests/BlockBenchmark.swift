@@ -55,7 +55,7 @@ struct BlockBenchmark {
         switch format {
         case .qcow2: try DiskImage.createQCOW2(path(format), size: Self.fileSize, QCOW2Options())
         case .raw:
-            let created = open(path(format), O_RDWR | O_CREAT, 0o600)
+            let created = open(path(format), O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
             try #require(created >= 0 && ftruncate(created, off_t(Self.fileSize)) == 0)
             close(created)
         }

@@ -198,7 +198,7 @@ struct BlockTests {
     @Test("Many requests at once, and a save in the middle", arguments: BlockPath.available, [false, true])
     func concurrency(path: BlockPath, isPacked: Bool) throws {
         let name = "/tmp/martlet-block-test-\(getpid())-\(path)-\(isPacked)"
-        let created = open(name, O_RDWR | O_CREAT | O_TRUNC, 0o600)
+        let created = open(name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
         try #require(created >= 0 && ftruncate(created, 1 << 20) == 0)
         close(created)
         defer { unlink(name) }

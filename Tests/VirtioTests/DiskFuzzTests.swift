@@ -69,7 +69,7 @@ struct DiskFuzzTests {
     }
 
     private func waitUntilIdle(_ driver: ModelDriver) {
-        let end = HostClock.monotonicNanoseconds + 10_000_000_000
+        let end = HostClock.monotonicNanoseconds + 60_000_000_000
         while driver.transport.queues[0].outstanding > 0, HostClock.monotonicNanoseconds < end {
             HostClock.sleep(nanoseconds: 50_000)
         }

@@ -24,7 +24,7 @@ final class FileSystemRig {
         var template = Array("/tmp/martlet-fs-XXXXXX".utf8CString)
         directory = String(cString: try #require(mkdtemp(&template)))
         for index in 0..<16 {
-            let file = Glibc.open("\(directory)/file-\(index)", O_CREAT | O_WRONLY, 0o644)
+            let file = Glibc.open("\(directory)/file-\(index)", O_CREAT | O_WRONLY | O_CLOEXEC, 0o644)
             let text = Array("content \(index)".utf8)
             #expect(Glibc.write(file, text, text.count) == text.count)
             close(file)

@@ -74,7 +74,7 @@ final class LegacyDriver {
     func request(_ parts: [ModelQueue.Part], queue: Int = 0) throws -> ModelQueue.Used? {
         try queues[queue].submit(parts)
         notify(queue)
-        let end = HostClock.monotonicNanoseconds + 5_000_000_000
+        let end = HostClock.monotonicNanoseconds + 60_000_000_000
         while HostClock.monotonicNanoseconds < end {
             if let used = try queues[queue].collect().first { return used }
             HostClock.sleep(nanoseconds: 50_000)

@@ -36,11 +36,11 @@ final class RecordingConnection: PCIConnection {
         }
     }
 
-    /// Those, and what comes until there are `count` of them, for up to five seconds: a device that works on a thread of
-    /// its own fills the ring before it interrupts.
+    /// Those, and what comes until there are `count` of them, for up to a minute: a device that works on a thread of its
+    /// own fills the ring before it interrupts.
     func waitForMessages(_ count: Int) -> [PCIMessage] {
         var messages = takeMessages()
-        let limit = HostClock.monotonicNanoseconds + 5_000_000_000
+        let limit = HostClock.monotonicNanoseconds + 60_000_000_000
         while messages.count < count, HostClock.monotonicNanoseconds < limit {
             HostClock.sleep(nanoseconds: 50_000)
             messages += takeMessages()
@@ -238,7 +238,7 @@ final class ModelDriver {
 
     func waitForUsed(_ index: Int = 0, count: Int) -> [ModelQueue.Used] {
         var used: [ModelQueue.Used] = []
-        let limit = HostClock.monotonicNanoseconds + 5_000_000_000
+        let limit = HostClock.monotonicNanoseconds + 60_000_000_000
         while used.count < count, HostClock.monotonicNanoseconds < limit, !needsReset {
             used += (try? queues[index].collect()) ?? []
             if used.count < count { HostClock.sleep(nanoseconds: 50_000) }

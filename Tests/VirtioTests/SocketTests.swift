@@ -103,14 +103,24 @@ final class SocketRig {
 
     // MARK: The host's side
 
+    /// A program that another test starts holds none of it.
+    private static let streamType = Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue)
+
     func listen(port: UInt32) throws -> Int32 {
-        let socket = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
+        let socket = socket(AF_UNIX, Self.streamType, 0)
         #expect(withAddress("\(path)_\(port)") { bind(socket, $0, $1) } == 0 && Glibc.listen(socket, 5) == 0)
         return socket
     }
 
+    /// The next one who has connected; -1: nobody.
+    static func acceptOne(_ listener: Int32) -> Int32 {
+        let end = accept(listener, nil, nil)
+        if end >= 0 { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
+        return end
+    }
+
     func connect() -> Int32 {
-        let socket = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
+        let socket = socket(AF_UNIX, Self.streamType, 0)
         #expect(withAddress(path) { Glibc.connect(socket, $0, $1) } == 0)
         return socket
     }
@@ -140,7 +150,7 @@ final class SocketRig {
         defer { close(listener) }
         try send(header(.request, guest: guest, host: port, buffer: buffer))
         #expect(try next().operation == .response)
-        return accept(listener, nil, nil)
+        return Self.acceptOne(listener)
     }
 }
 
@@ -188,7 +198,7 @@ struct SocketTests {
         try rig.send(rig.header(.data, guest: 52, host: port), Array("last".utf8))
         #expect(SocketRig.text(host) == "last")
         // The end goes, its number stays taken until it is closed, once: it could be another test's by then.
-        let null = open("/dev/null", O_RDONLY)
+        let null = open("/dev/null", O_RDONLY | O_CLOEXEC)
         dup2(null, host)
         close(null)
         let whole = try rig.next()
@@ -369,7 +379,7 @@ struct SocketTests {
             try rig.send(rig.header(.request, guest: guest, host: 80))
             let packet = try rig.next()
             #expect(packet.operation == .response, "\(guest): \(packet.header)")
-            ends.append(accept(listener, nil, nil))
+            ends.append(SocketRig.acceptOne(listener))
         }
         try rig.send(rig.header(.request, guest: 9999, host: 80))
         #expect(try rig.next().operation == .reset)
@@ -386,7 +396,7 @@ struct SocketTests {
         #expect(lstat(rig.path, &status) == 0 && status.st_mode & 0o777 == 0o600)
         #expect(throws: HostError.self) { try SocketEndpoint(path: rig.path, guestCID: 5) }
         let other = rig.path + "-file"
-        close(open(other, O_CREAT | O_WRONLY, 0o644))
+        close(open(other, O_CREAT | O_WRONLY | O_CLOEXEC, 0o644))
         #expect(throws: HostError.self) { try SocketEndpoint(path: other, guestCID: 5) }
         #expect(access(other, F_OK) == 0)
         #expect(throws: HostError.self) {
