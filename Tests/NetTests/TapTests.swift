@@ -19,7 +19,8 @@ private struct KernelPeer: Sendable {
         guest.address = 0x0A09_0002
         guest.setPeerMAC([0x02, 0, 0, 0, 9, 1])
         let set = shell(
-            "ip link set mt0 address 02:00:00:00:09:01 && ip addr add 10.9.0.1/24 dev mt0 && ip link set mt0 up")
+            "ip link set mt0 address 02:00:00:00:09:01 && ip addr add 10.9.0.1/24 dev mt0 && ip link set mt0 up "
+                + "&& ip neigh add 10.9.0.2 lladdr 02:00:00:00:00:15 dev mt0 nud permanent")
         precondition(set.status == 0, set.output)
         server = LoopbackSocket(isUDP: false, address: kernel)
         datagrams = LoopbackSocket(isUDP: true, address: kernel)
@@ -92,7 +93,7 @@ struct TapTests {
         var received: [UInt8] = []
         var wasLarge = false
         var expected: UInt32?
-        while received.count < data.count, let (header, frame) = peer.guest.nextWithHeader(seconds: 5) {
+        while received.count < data.count, let (header, frame) = peer.guest.nextWithHeader() {
             guard case .packet(let large) = ParsedFrame(frame), large.protocolNumber == 6 else { continue }
             wasLarge = wasLarge || header.segmentation != 0
             for segment in try SoftwareOffload.frames(of: frame, header) {
@@ -144,7 +145,7 @@ struct TapTests {
             _ = try NetworkConfiguration(.tap(.name("a-name-too-long-for-linux"))).open { _ in }
         }
         #expect(error == .tapUnusable(name: "a-name-too-long-for-linux", reason: "File name too long"))
-        let null = open("/dev/null", O_RDWR)
+        let null = open("/dev/null", O_RDWR | O_CLOEXEC)
         defer { close(null) }
         #expect(throws: NetworkError.tapUnusable(name: "descriptor \(null)", reason: "Inappropriate ioctl for device"))
         {

@@ -84,12 +84,12 @@ final class TestGuest: FrameReceiver, Sendable {
     // MARK: Frames
 
     /// The first frame for which `wanted` is true; those before it are thrown away. Nil after the time.
-    func next(seconds: Double = 10, _ wanted: ([UInt8]) -> Bool = { _ in true }) -> [UInt8]? {
+    func next(seconds: Double = 60, _ wanted: ([UInt8]) -> Bool = { _ in true }) -> [UInt8]? {
         nextWithHeader(seconds: seconds, wanted)?.frame
     }
 
     func nextWithHeader(
-        seconds: Double = 10, _ wanted: ([UInt8]) -> Bool = { _ in true }
+        seconds: Double = 60, _ wanted: ([UInt8]) -> Bool = { _ in true }
     ) -> (header: VirtualNetworkHeader, frame: [UInt8])? {
         let end = HostClock.monotonicNanoseconds + UInt64(seconds * 1e9)
         while HostClock.monotonicNanoseconds < end {
@@ -111,7 +111,7 @@ final class TestGuest: FrameReceiver, Sendable {
         return nil
     }
 
-    func packet(seconds: Double = 10, _ wanted: (ParsedPacket, [UInt8]) -> Bool) -> ([UInt8], ParsedPacket)? {
+    func packet(seconds: Double = 60, _ wanted: (ParsedPacket, [UInt8]) -> Bool) -> ([UInt8], ParsedPacket)? {
         var result: ParsedPacket?
         let frame = next(seconds: seconds) { frame in
             guard case .packet(let packet) = ParsedFrame(frame), wanted(packet, frame) else { return false }
@@ -127,7 +127,7 @@ final class TestGuest: FrameReceiver, Sendable {
         while true {
             let before = sendWakeups
             guard backend.send(frame, header: header) == .full else { return }
-            let end = HostClock.monotonicNanoseconds + 10_000_000_000
+            let end = HostClock.monotonicNanoseconds + 60_000_000_000
             while sendWakeups == before, HostClock.monotonicNanoseconds < end { HostClock.sleep(nanoseconds: 100_000) }
         }
     }
@@ -180,7 +180,7 @@ final class TestGuest: FrameReceiver, Sendable {
     }
 
     /// The payload of the next datagram for one of our ports.
-    func datagram(to port: UInt16, seconds: Double = 10) -> (payload: [UInt8], packet: ParsedPacket)? {
+    func datagram(to port: UInt16, seconds: Double = 60) -> (payload: [UInt8], packet: ParsedPacket)? {
         packet(seconds: seconds) { packet, _ in packet.protocolNumber == 17 && packet.ports?.destination == port }
             .map { frame, packet in (Array(frame[(packet.transport + 8)..<packet.end]), packet) }
     }
@@ -194,7 +194,7 @@ final class TestGuest: FrameReceiver, Sendable {
     }
 
     /// Type and code of the next ICMP packet.
-    func icmp(seconds: Double = 10) -> (type: UInt8, code: UInt8)? {
+    func icmp(seconds: Double = 60) -> (type: UInt8, code: UInt8)? {
         packet(seconds: seconds) { packet, _ in packet.protocolNumber == 1 }
             .map { frame, packet in (frame[packet.transport], frame[packet.transport + 1]) }
     }
@@ -206,7 +206,7 @@ final class TestGuest: FrameReceiver, Sendable {
     }
 
     /// DISCOVER, OFFER, REQUEST, ACK (RFC 2131 §3.1), for the card's own address or another client's.
-    func lease(for client: [UInt8] = TestGuest.mac, seconds: Double = 10) -> Lease? {
+    func lease(for client: [UInt8] = TestGuest.mac, seconds: Double = 60) -> Lease? {
         guard let offer = dhcp(1, client, [], seconds), offer.options[53] == [2] else { return nil }
         let server = offer.options[54] ?? []
         guard let done = dhcp(3, client, [50, 4] + big(offer.address) + [54, 4] + server, seconds),

@@ -31,6 +31,19 @@ private let outside: UInt32 = 0xC000_0201
         return guest
     }
 
+    /// A guest, and the port of the host that it has published: one that was free a moment ago, or the next such where
+    /// somebody else was faster.
+    private func publishingGuest(
+        _ policy: EgressPolicy, _ guestPort: UInt16, isUDP: Bool = false, attempts: Int = 5
+    ) throws -> (guest: TestGuest, port: PublishedPort) {
+        let port = PublishedPort(hostPort: freePort(isUDP: isUDP), guestPort: guestPort, isUDP: isUDP)
+        do {
+            return (try guest(policy, [port]), port)
+        } catch NetworkError.portTaken where attempts > 1 {
+            return try publishingGuest(policy, guestPort, isUDP: isUDP, attempts: attempts - 1)
+        }
+    }
+
     @Test(arguments: [EgressPolicy.host, .none])
     func everyPolicyLeases(policy: EgressPolicy) throws {
         let lease = try #require(try guest(policy).lease())
@@ -121,7 +134,8 @@ private let outside: UInt32 = 0xC000_0201
         #expect(try #require(guest.icmp()) == (3, 13))
         guest.ping(outside)
         #expect(try #require(guest.icmp()) == (3, 13))
-        #expect(HostClock.monotonicNanoseconds - begin < 5_000_000_000)
+        // Sooner than one of them would be given up.
+        #expect(HostClock.monotonicNanoseconds - begin < 60_000_000_000)
         let counts = guest.backend.statistics.egress
         #expect((counts.refusedTCP, counts.refusedUDP, counts.refusedICMP) == (1, 1, 1))
         #expect(
@@ -154,17 +168,21 @@ private let outside: UInt32 = 0xC000_0201
     @Test func refusalsAreLoggedWithinBounds() throws {
         let lines = Lines()
         let guest = try leasedGuest(.host, [], lines)
+        let begin = HostClock.monotonicNanoseconds
         for port in 1...200 { guest.send(guest.udp(to: outside, port: UInt16(port), [0])) }
         for _ in 1...200 { #expect(guest.icmp() != nil) }
         #expect(guest.backend.statistics.egress.refusedUDP == 200)
-        #expect((10...14).contains(lines.all.count))
+        // Eleven at once, and one in each second.
+        let count = lines.all.count
+        let seconds = Int((HostClock.monotonicNanoseconds - begin) / 1_000_000_000)
+        #expect((11...11 + seconds).contains(count))
     }
 
     @Test(arguments: [EgressPolicy.host, .none])
     func aPublishedPortIsReached(policy: EgressPolicy) throws {
-        let port = freePort(isUDP: false)
-        let guest = try leasedGuest(policy, [PublishedPort(hostPort: port, guestPort: 80)])
-        let client = try #require(LoopbackSocket(isUDP: false, connectedTo: port))
+        let (guest, port) = try publishingGuest(policy, 80)
+        try #require(guest.lease() != nil)
+        let client = try #require(LoopbackSocket(isUDP: false, connectedTo: port.hostPort))
         let connection = try #require(TestConnection.accept(guest, port: 80))
         client.write(Array("GET".utf8))
         #expect(connection.receive(3) == Array("GET".utf8))
@@ -175,9 +193,9 @@ private let outside: UInt32 = 0xC000_0201
 
     @Test(arguments: [EgressPolicy.host, .none])
     func aPublishedDatagramPortIsReached(policy: EgressPolicy) throws {
-        let port = freePort(isUDP: true)
-        let guest = try leasedGuest(policy, [PublishedPort(hostPort: port, guestPort: 53, isUDP: true)])
-        let client = try #require(LoopbackSocket(isUDP: true, connectedTo: port))
+        let (guest, port) = try publishingGuest(policy, 53, isUDP: true)
+        try #require(guest.lease() != nil)
+        let client = try #require(LoopbackSocket(isUDP: true, connectedTo: port.hostPort))
         client.write([7, 8])
         let question = try #require(guest.datagram(to: 53))
         #expect(question.payload == [7, 8])
@@ -205,8 +223,7 @@ private let outside: UInt32 = 0xC000_0201
 
     @Test(arguments: [false, true])
     func twoNetworksCannotPublishOnePort(isUDP: Bool) throws {
-        let port = PublishedPort(hostPort: freePort(isUDP: isUDP), guestPort: 80, isUDP: isUDP)
-        let first = try guest(.none, [port])
+        let (first, port) = try publishingGuest(.none, 80, isUDP: isUDP)
         #expect(throws: NetworkError.portTaken(port, reason: "Address already in use")) { _ = try guest(.none, [port]) }
         withExtendedLifetime(first) {}
     }
@@ -220,9 +237,7 @@ private let outside: UInt32 = 0xC000_0201
         guest.setRoom(8)
         let data = (0..<(4 << 20)).map { UInt8(truncatingIfNeeded: $0 &* 2_654_435_761 >> 13) }
         let sender = try HostThread(name: "sender") {
-            for start in stride(from: 0, to: data.count, by: 1 << 16) {
-                accepted.write(Array(data[start..<start + 1 << 16]))
-            }
+            if !accepted.writeAll(data) { Issue.record("not all of it was taken") }
         }
         #expect(connection.receive(data.count) == data)
         sender.join()
