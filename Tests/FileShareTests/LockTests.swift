@@ -26,7 +26,7 @@ struct LockTests {
 
     /// What a process of the host finds at a byte, by a lock of its own.
     private func hostFinds(_ byte: Int, _ type: Int32 = F_WRLCK) -> Int32 {
-        let file = open(folder.host("file"), O_RDWR)
+        let file = open(folder.host("file"), O_RDWR | O_CLOEXEC)
         defer { close(file) }
         var lock = flock(l_type: Int16(type), l_whence: 0, l_start: byte, l_len: 1, l_pid: 0)
         #expect(fcntl(file, HostLock.get, &lock) == 0)
@@ -93,11 +93,14 @@ struct LockTests {
         #expect(set(1, F_UNLCK, 5...5) == 0)
         #expect(result.now == 0 && hostFinds(5) == F_WRLCK && !client.share.hasLockWaits)
 
-        let host = open(folder.host("file"), O_RDWR)
+        let host = open(folder.host("file"), O_RDWR | O_CLOEXEC)
         var lock = flock(l_type: Int16(F_WRLCK), l_whence: 0, l_start: 50, l_len: 1, l_pid: 0)
         #expect(fcntl(host, HostLock.set, &lock) == 0)
         #expect(set(3, F_RDLCK, 50...50) == EAGAIN)
         let (_, byHost) = wait(3, F_RDLCK, 50...50)
+        // Not by closing it: a program that another test is just starting may have it too.
+        lock.l_type = Int16(F_UNLCK)
+        #expect(fcntl(host, HostLock.set, &lock) == 0)
         close(host)
         #expect(byHost.now == -1)
         client.share.retryLocks()

@@ -258,7 +258,7 @@ final class Folder {
     func host(_ name: String) -> String { path + "/" + name }
 
     func write(_ text: String, to path: String) {
-        let file = fopen(path, "w")
+        let file = fopen(path, "we")
         fwrite(Array(text.utf8), 1, text.utf8.count, file)
         fclose(file)
     }
@@ -267,7 +267,7 @@ final class Folder {
 
     /// What a file of the host has; nil: there is none.
     static func content(_ path: String) -> [UInt8]? {
-        guard let file = fopen(path, "r") else { return nil }
+        guard let file = fopen(path, "re") else { return nil }
         defer { fclose(file) }
         var bytes = [UInt8](repeating: 0, count: 1 << 22)
         let count = fread(&bytes, 1, bytes.count, file)

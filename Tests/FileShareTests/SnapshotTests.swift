@@ -118,7 +118,7 @@ struct SnapshotTests {
         #expect(second.read(nodes[4], deleted, at: 0, count: 1).error == ESTALE)
         #expect(second.open(nodes[3]).error == ESTALE)
         #expect(second.find("replaced") != nodes[3])
-        let file = open(folder.host("kept"), O_RDWR)
+        let file = open(folder.host("kept"), O_RDWR | O_CLOEXEC)
         var lock = flock(l_type: Int16(F_WRLCK), l_whence: 0, l_start: 3, l_len: 1, l_pid: 0)
         #expect(fcntl(file, HostLock.get, &lock) == 0 && lock.l_type == Int16(F_WRLCK))
         close(file)
@@ -140,7 +140,7 @@ struct SnapshotTests {
         #expect(client.lock(32, node, client.open(node, O_RDWR).u64(0), owner: 5, F_WRLCK, 3...8).error == 0)
         let snapshot = client.share.save()
         client.share.reset()
-        let file = open(folder.host("file"), O_RDWR)
+        let file = open(folder.host("file"), O_RDWR | O_CLOEXEC)
         defer { close(file) }
         var lock = flock(l_type: Int16(F_WRLCK), l_whence: 0, l_start: 0, l_len: 0, l_pid: 0)
         #expect(fcntl(file, HostLock.set, &lock) == 0)

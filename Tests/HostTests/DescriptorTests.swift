@@ -67,11 +67,10 @@ import Testing
 
     /// More than a pipe holds: the writer has to wait for the reader.
     @Test func writesAllToAFullPipe() throws {
-        var ends: [Int32] = [0, 0]
-        try #require(pipe(&ends) == 0)
-        let input = FileDescriptor(owning: ends[0])
+        let pipe = try Pipe()
+        let output = fcntl(pipe.writing.rawValue, F_DUPFD_CLOEXEC, 0)
+        let input = pipe.keepReading()
         let bytes = (0..<300_000).map { UInt8(truncatingIfNeeded: $0) }
-        let output = ends[1]
         let writer = try HostThread(name: "writer") {
             let output = FileDescriptor(owning: output)
             try? output.borrowed.setNonBlocking(true)

@@ -51,11 +51,11 @@ import Testing
 @Suite(.serialized) struct TerminalTests {
     /// A pseudo-terminal: (controlling end, the terminal).
     private func openTerminal() throws -> (Int32, Int32) {
-        let controller = open("/dev/ptmx", O_RDWR | O_NOCTTY)
+        let controller = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC)
         try #require(controller >= 0)
         var isLocked: Int32 = 0
         try #require(ioctl(controller, 0x4004_5431, &isLocked) == 0)  // TIOCSPTLCK
-        let terminal = ioctl(controller, 0x5441, O_RDWR | O_NOCTTY)  // TIOCGPTPEER
+        let terminal = ioctl(controller, 0x5441, O_RDWR | O_NOCTTY | O_CLOEXEC)  // TIOCGPTPEER
         try #require(terminal >= 0)
         return (controller, terminal)
     }

@@ -33,10 +33,9 @@ private final class Pipe {
     private var writer: FileDescriptor?
 
     init() throws {
-        var ends: [Int32] = [0, 0]
-        try #require(Glibc.pipe(&ends) == 0)
-        read = FileDescriptor(owning: ends[0])
-        writer = FileDescriptor(owning: ends[1])
+        let pipe = try Host.Pipe()
+        writer = FileDescriptor(owning: fcntl(pipe.writing.rawValue, F_DUPFD_CLOEXEC, 0))
+        read = pipe.keepReading()
     }
 
     func write(_ bytes: [UInt8]) throws { try writer?.write(bytes) }
