@@ -1,4 +1,5 @@
 internal import Foundation
+internal import Host
 internal import HostProcess
 internal import Testing
 
@@ -13,7 +14,7 @@ struct SignalTests {
         let process = try HostProcess(
             Martlet.path, ["run", "--", "sleep", "1000"], errors: .file(scratch.file("err").path))
         // No task: a busy pool of threads may let one sleep for a minute.
-        Thread.sleep(forTimeInterval: Double(afterMilliseconds) / 1000)
+        HostClock.sleep(nanoseconds: UInt64(afterMilliseconds) * 1_000_000)
         process.signal(number)
         let killed = await process.waitOrKill(limit: .seconds(60))
         #expect(!killed)

@@ -29,8 +29,38 @@ public final class HostProcess: Sendable {
     /// Our ends of the pipes; -1 without.
     private let keyboard: Mutex<Int32>
     private let screen: Int32
-    /// As waitpid(2) gave it; nil while it runs.
-    private let waitStatus = Mutex<Int32?>(nil)
+    private let life: Life
+
+    /// Its end, taken from the kernel as soon as it comes: what waits for any child of this process, as the test library
+    /// does for its exit tests, would otherwise meet the same one again and again.
+    private final class Life: Sendable {
+        private let number: pid_t
+        /// As waitpid(2) gave it; nil while it runs.
+        private let status = Mutex<Int32?>(nil)
+
+        init(_ number: pid_t) { self.number = number }
+
+        var ending: Int32? {
+            status.withLock { status in
+                var now: Int32 = 0
+                if status == nil, waitpid(number, &now, WNOHANG) == number { status = now }
+                return status
+            }
+        }
+
+        func wait() -> Int32 {
+            while true {
+                if let ending { return ending }
+                var information = siginfo_t()
+                _ = waitid(P_PID, id_t(number), &information, WEXITED | WNOWAIT)
+            }
+        }
+
+        func signal(_ signal: Int32) {
+            // Under the lock: nobody reaps it meanwhile, and the number stays its own.
+            status.withLock { status in if status == nil { _ = kill(number, signal) } }
+        }
+    }
 
     /// - Parameters:
     ///   - program: its path.
@@ -60,6 +90,9 @@ public final class HostProcess: Sendable {
         do {
             for (index, stream) in [input, output, errors].enumerated() { try open(stream, as: index) }
             number = try Self.start(program, arguments, environment, theirs)
+            let life = Life(number)
+            self.life = life
+            _ = try HostThread(name: "reaper") { _ = life.wait() }
         } catch {
             for descriptor in ours where descriptor >= 0 { close(descriptor) }
             throw error
@@ -130,27 +163,11 @@ public final class HostProcess: Sendable {
 
     // MARK: Its life
 
-    public var isRunning: Bool {
-        waitStatus.withLock { status in
-            if status != nil { return false }
-            var now: Int32 = 0
-            guard waitpid(number, &now, WNOHANG) == number else { return true }
-            status = now
-            return false
-        }
-    }
+    public var isRunning: Bool { life.ending == nil }
 
-    public func signal(_ signal: Int32) {
-        // Under the lock: nobody reaps it meanwhile, and the number stays its own.
-        waitStatus.withLock { status in if status == nil { _ = kill(number, signal) } }
-    }
+    public func signal(_ signal: Int32) { life.signal(signal) }
 
-    public func waitUntilExit() {
-        while isRunning {
-            var information = siginfo_t()
-            _ = waitid(P_PID, id_t(number), &information, WEXITED | WNOWAIT)
-        }
-    }
+    public func waitUntilExit() { _ = life.wait() }
 
     /// Waits for its end, and kills it at the limit: a machine that hangs ends this test and not the whole run.
     /// Whether it had to.
@@ -169,14 +186,13 @@ public final class HostProcess: Sendable {
 
     /// Of a process that has ended, as a shell reports it: 128 and more if a signal ended it.
     public var status: Int32 {
-        precondition(!isRunning)
-        let value = waitStatus.withLock { $0 } ?? 0
+        guard let value = life.ending else { preconditionFailure("it still runs") }
         return endingSignal.map { 128 + $0 } ?? (value >> 8) & 0xFF
     }
 
     /// The signal that ended it (wait(2)); nil if it went by itself.
     public var endingSignal: Int32? {
-        let signal = (waitStatus.withLock { $0 } ?? 0) & 0x7F
+        let signal = (life.ending ?? 0) & 0x7F
         return signal == 0 ? nil : signal
     }
 
