@@ -92,7 +92,7 @@ final class SerialConsole {
         // The mark is put together by the shell, so that an echo of the line is not taken for it.
         try type("\(line); printf 'martlet-%s-%d-%d.\\n' end \(commandCount) $?\n")
         let text = try await wait(for: "martlet-end-\(commandCount)-", limit: limit)
-        let status = try await wait(for: ".\r\n", limit: .seconds(10))
+        let status = try await wait(for: ".\r\n", limit: .seconds(60))
         return (Int32(status) ?? -1, text.replacingOccurrences(of: "\r\n", with: "\n"))
     }
 
