@@ -177,19 +177,30 @@ struct ObservationTests {
 struct GuestProfileTests {
     @Test("The kernel names its own functions; privileges and what executed are apart")
     func defaultGuest() async throws {
-        let scratch = try Scratch()
-        let result = try await Martlet.run([
-            "run", "--accel", "soft", "--engine", "translator", "--timeout", "4m", "--profile",
-            scratch.file("profile").path, "--", "sh", "-c",
-            "i=0; while [ $i -lt 30000 ]; do i=$((i + 1)); done; sleep 6",
-        ])
-        #expect(result.status == 0, "\(result.errors)")
-        let text = String(decoding: try Data(contentsOf: scratch.file("profile")), as: UTF8.self)
+        var text = try await profile()
+        // A timer's ticks that come faster than a busy host lets the sleeping processor look are one sample.
+        for _ in 0..<2 where halted(text) <= 500 { text = try await profile() }
         let lines = text.split(separator: "\n")
         #expect(lines.contains { $0.hasPrefix("kernel;start_kernel;") || $0.contains("clear_page") }, "\(text)")
         #expect(lines.contains { $0.hasPrefix("user;0x") && $0.contains(";translated ") }, "\(text)")
         #expect(lines.contains { $0.hasPrefix("kernel;") && $0.contains(";page walk ") }, "\(text)")
-        let halted = lines.first { $0.hasPrefix("halted ") }.flatMap { Int($0.dropFirst("halted ".count)) } ?? 0
-        #expect(halted > 500, "\(text)")
+        #expect(halted(text) > 500, "\(text)")
+    }
+
+    /// Of a guest that computes, and sleeps for a second.
+    private func profile() async throws -> String {
+        let scratch = try Scratch()
+        let result = try await Martlet.run([
+            "run", "--accel", "soft", "--engine", "translator", "--timeout", "4m", "--profile",
+            scratch.file("profile").path, "--", "sh", "-c",
+            "i=0; while [ $i -lt 30000 ]; do i=$((i + 1)); done; sleep 1",
+        ])
+        #expect(result.status == 0, "\(result.errors)")
+        return String(decoding: try Data(contentsOf: scratch.file("profile")), as: UTF8.self)
+    }
+
+    private func halted(_ text: String) -> Int {
+        let line = text.split(separator: "\n").first { $0.hasPrefix("halted ") }
+        return line.flatMap { Int($0.dropFirst("halted ".count)) } ?? 0
     }
 }

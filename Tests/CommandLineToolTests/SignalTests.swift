@@ -16,7 +16,7 @@ struct SignalTests {
         // No task: a busy pool of threads may let one sleep for a minute.
         HostClock.sleep(nanoseconds: UInt64(afterMilliseconds) * 1_000_000)
         process.signal(number)
-        let killed = await process.waitOrKill(limit: .seconds(60))
+        let killed = await process.waitOrKill(limit: .seconds(10))
         #expect(!killed)
         let errors = try String(contentsOf: scratch.file("err"), encoding: .utf8)
         #expect(process.status == 128 + number)

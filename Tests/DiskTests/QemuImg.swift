@@ -68,7 +68,6 @@ final class Scratch: Sendable {
 
     func file(_ name: String) -> URL { directory.appending(path: name) }
     func path(_ name: String) -> String { file(name).path }
-
 }
 
 /// Random numbers that come again with the same seed (SplitMix64).

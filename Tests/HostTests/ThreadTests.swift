@@ -53,7 +53,7 @@ final class ResultBox<T: Sendable>: Sendable {
     }
 
     @Test func timerComesInTime() throws {
-        let limit: UInt64 = 10_000_000_000
+        let limit: UInt64 = 5_000_000_000
         let elapsed = try onThread {
             let timer = try ThreadTimer(kicking: .current)
             var elapsed = limit

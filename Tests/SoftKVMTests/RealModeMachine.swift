@@ -3,6 +3,7 @@ internal import Glibc
 internal import Host
 internal import Hypervisor
 internal import Synchronization
+internal import Testing
 internal import X86
 
 @testable import SoftKVM
@@ -74,6 +75,27 @@ final class RealModeMachine: @unchecked Sendable {
         let watchdog = try Watchdog(cpus[index], seconds: seconds)
         defer { watchdog.cancel() }
         return try cpus[index].run()
+    }
+
+    /// Runs, ended each time by a request that comes every 20 ms, until `isDone`; on a busy host a request can come before
+    /// the guest has got anywhere. For up to a minute.
+    func runWithRequests(until isDone: () throws -> Bool) throws {
+        let cpu = cpus[0]
+        let isOver = Atomic<Bool>(false)
+        let requester = try HostThread(name: "requester") {
+            while !isOver.load(ordering: .relaxed) {
+                HostClock.sleep(nanoseconds: 20_000_000)
+                cpu.requestExit()
+            }
+        }
+        defer {
+            isOver.store(true, ordering: .relaxed)
+            requester.join()
+        }
+        let end = HostClock.monotonicNanoseconds + 60_000_000_000
+        repeat {
+            #expect(try run() == .interrupted)
+        } while try !isDone() && HostClock.monotonicNanoseconds < end
     }
 }
 

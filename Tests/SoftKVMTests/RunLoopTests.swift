@@ -112,23 +112,8 @@ private let spin: [UInt8] = [0xeb, 0xfe]  // jmp itself
         // A loop, or HLT with IF = 0 that nothing but a request ends.
         let machine = try RealModeMachine(isHalted ? [0xf4] : spin, irqChip: isHalted)
         let cpu = machine.cpus[0]
-        let isOver = Atomic<Bool>(false)
-        let thread = try HostThread(name: "requester") {
-            while !isOver.load(ordering: .relaxed) {
-                HostClock.sleep(nanoseconds: 20_000_000)
-                cpu.requestExit()
-            }
-        }
-        defer {
-            isOver.store(true, ordering: .relaxed)
-            thread.join()
-        }
         let expected = UInt32(isHalted ? KVM_MP_STATE_HALTED : KVM_MP_STATE_RUNNABLE)
-        let end = HostClock.monotonicNanoseconds + 60_000_000_000
-        // On a busy host a request can come before the guest has halted.
-        repeat {
-            #expect(try machine.run() == .interrupted)
-        } while try cpu.multiprocessingState() != expected && HostClock.monotonicNanoseconds < end
+        try machine.runWithRequests { try cpu.multiprocessingState() == expected }
         #expect(try cpu.multiprocessingState() == expected)
     }
 
@@ -467,21 +452,7 @@ private let spin: [UInt8] = [0xeb, 0xfe]  // jmp itself
             try cpu.setCPUID(leaves)
         }
         // HLT waits in the engine.
-        let isOver = Atomic<Bool>(false)
-        let requester = try HostThread(name: "requester") {
-            while !isOver.load(ordering: .relaxed) {
-                HostClock.sleep(nanoseconds: 20_000_000)
-                cpu.requestExit()
-            }
-        }
-        defer {
-            isOver.store(true, ordering: .relaxed)
-            requester.join()
-        }
-        let end = HostClock.monotonicNanoseconds + 60_000_000_000
-        repeat {
-            #expect(try machine.run() == .interrupted)
-        } while machine.word(RealModeMachine.result) & 0xFF == 0 && HostClock.monotonicNanoseconds < end
+        try machine.runWithRequests { machine.word(RealModeMachine.result) & 0xFF != 0 }
         #expect(machine.word(RealModeMachine.result) & 0xFF == (isThere ? 2 : 1))
         #expect(try cpu.specialRegisters().apic_base & 0x400 == (isThere ? 0x400 : 0))
     }
